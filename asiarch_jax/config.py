@@ -1,0 +1,386 @@
+"""Every setting, once: frozen dataclasses whose defaults are the offline search on two CPU cores.
+
+A config file returns `as_config_dict(Experiment(...))`, so that `--config.training.steps=200` is typed and an unknown
+key is an error that names it. Functions are given the part they use. `docs/CONFIGURATION.md` is generated from here:
+the comment behind a field is its documentation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from typing import Any
+
+import ml_collections
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """The language model that hosts a mixer."""
+
+  width: int = 64  # D, size of the residual stream
+  layers: int = 2  # blocks of mixer and feed-forward
+  heads: int = 2  # H handed to the mixer; divides width
+  mlp_width: int = 192  # hidden size of the SwiGLU; the baseline's, matched candidates may get another
+  vocabulary: int = 256  # token ids; at least the tokenizer's
+  tied: bool = True  # the head is the embedding, transposed
+  scan_layers: bool = False  # one nn.scan over layers instead of a Python loop; for deep models
+  remat: bool = False  # recompute each block in the backward pass
+  dtype: str = 'float32'  # compute type; parameters and reductions are float32
+  norm_epsilon: float = 1e-6  # inside every RMSNorm of the host
+  init_stddev: float = 0.02  # of the embedding and the feed-forward
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """How each replica is trained. Replicas are seeds x learning rates, all in one compiled program."""
+
+  steps: int = 120  # optimiser steps
+  batch: int = 8  # B, sequences a step and replica
+  length: int = 128  # T, tokens a sequence
+  seeds: int = 4  # independent initialisations and data orders
+  learning_rates: tuple[float, ...] = (4e-3,)  # peak values; the best on the validation windows is reported
+  schedule: str = 'wsd'  # wsd: warm-up, stable, decay; or cosine
+  warmup: float = 0.1  # share of the steps
+  decay: float = 0.3  # share of the steps that wsd decays over
+  final: float = 0.1  # learning rate at the end over the peak
+  weight_decay: float = 0.01  # AdamW, on matrices only
+  b1: float = 0.9  # AdamW
+  b2: float = 0.95  # AdamW
+  epsilon: float = 1e-8  # AdamW
+  clip: float = 1.0  # global norm of the gradient of one replica
+  steps_per_call: int = 10  # steps in one dispatched lax.scan; losses are logged as their mean
+  data_parallel: int = 1  # devices that share one replica's batch; divides batch
+  checkpoint_every: int = 0  # steps between saved states to resume from; 0 saves none
+
+
+@dataclasses.dataclass(frozen=True)
+class Monitor:
+  """When a run is ended early, always with a typed reason. Zero switches a rule off."""
+
+  too_slow: float = 3.0  # times the parent's measured seconds a step
+  suspicious: float = 0.25  # share of the baseline's loss at the same step below which the future must be leaking
+  hopeless: float = 0.25  # share above the baseline's loss at the checkpoint
+  hopeless_at: float = 0.5  # the checkpoint, as a share of the steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Held-out windows. The learning rate is chosen on validation, improvement is read on test, vault is for claims."""
+
+  validation_windows: int = 64  # windows of training.length tokens
+  test_windows: int = 128  # as above
+  batch: int = 32  # windows a call; divides both
+
+
+@dataclasses.dataclass(frozen=True)
+class Checks:
+  """The gate before training."""
+
+  lengths: tuple[int, ...] = (1, 37, 64, 129)  # T at which the mixer must run; causality is tried at several
+  tolerance: float = 2e-4  # largest change of an output that must not change, over the output's RMS
+  growth: float = 1.25  # largest exponent g of FLOPs ~ T^g
+  parameter_tolerance: float = 0.01  # share by which a matched model may miss the baseline's parameters
+  smallest_mlp: float = 0.5  # a matched feed-forward is at least this share of model.mlp_width
+  seconds: float = 60.0  # the gate's own wall clock
+
+
+@dataclasses.dataclass(frozen=True)
+class Tasks:
+  """What is measured beside the loss. Names are rows of `tasks.TASKS`."""
+
+  names: tuple[str, ...] = ('recall_slice', 'mqar')  # their accuracies make the task term of the fitness
+  steps: int = 60  # training steps of a synthetic task, from a fresh initialisation, in the same compiled program
+  examples: int = 256  # test sequences of a synthetic task
+  pairs: int = 4  # key-value pairs in multi-query associative recall
+  symbols: int = 16  # vocabulary of the synthetic tasks
+  copies: int = 4  # tokens to copy in selective copying
+  length: int = 32  # tokens that a synthetic task uses of training.length; the rest is padding without weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """Which text."""
+
+  path: str = 'docs'  # a folder made by `asiarch prepare`, or docs: made from installed docstrings on first use
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+  """Which proposals are asked for, and from what."""
+
+  cycles: int = 15  # outcomes in the archive when the search is done, baselines included
+  baselines: tuple[str, ...] = ('delta_net', 'gated_delta_net', 'softmax_attention')  # first cycles, in this order
+  anchors: tuple[str, ...] = ('softmax_attention',)  # of the baselines: may be quadratic, never a parent
+  baseline: str = 'delta_net'  # fitness and evidence are taken against it; first of the baselines
+  match_parameters: bool = True  # bring every candidate to the baseline's parameter count
+  pool: int = 50  # best entries that breed
+  refresh: int = 50  # new entries after which the pool is drawn anew
+  cold_start: int = 200  # entries before the first refresh; until then the parents are the baselines
+  parent_ranks: tuple[int, int] = (1, 10)  # a parent is uniform over these
+  reference_ranks: tuple[int, int] = (11, 50)  # references are drawn from these
+  references: int = 4  # how many
+
+
+@dataclasses.dataclass(frozen=True)
+class FitnessRule:
+  """The composite of the paper, eq. 2 and its released code."""
+
+  gain: float = 6.0  # S(x) = 1 / (1 + exp(-gain clip(x, -1, 1)))
+  band: float = 0.1  # relative change that counts as one
+  leak: float = 0.1  # loss this much below the baseline's: not in the pool, suspected leakage
+  worse_loss: float = 0.1  # loss this much above: not in the pool
+  worse_tasks: float = 0.1  # tasks this much below: not in the pool
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+  """Weights of the judge's marks."""
+
+  performance: float = 0.30  # against the baselines, measured
+  innovation: float = 0.25  # distance to what is in the archive
+  complexity: float = 0.45  # FLOPs, parameters and state against the baseline
+
+
+@dataclasses.dataclass(frozen=True)
+class Researcher:
+  """Who proposes."""
+
+  kind: str = 'evolution'  # evolution: offline, from a genome
+  repairs: int = 2  # times that findings go back to the researcher before a proposal is rejected
+  fresh: float = 0.1  # chance of an independent design instead of a child
+  combine: float = 0.3  # chance of crossing with a reference
+  mutations: float = 2.0  # mean number of genome fields that a child changes (at least one)
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+  """How a job is run."""
+
+  kind: str = 'local'  # local: a jailed child process on this machine
+  jail: str = 'auto'  # auto, bubblewrap, sandlock, or none (runs untrusted code with your rights)
+  platform: str = ''  # JAX platform of workers; empty: what JAX finds
+  host_devices: int = 1  # forced CPU devices of a worker
+  wall_seconds: float = 600.0  # of one job
+  heartbeat_seconds: float = 120.0  # a worker silent for longer is killed
+  memory_gib: float = 8.0  # of one job
+  processes: int = 256  # threads and processes of one job
+  file_mib: float = 256.0  # largest file, and the largest sum of what a job writes
+  log_kib: float = 256.0  # of a worker's printed output that is kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """The whole of a run. Its hash stands in the archive: a workdir holds one experiment."""
+
+  name: str = 'default'  # shown in the report
+  seed: int = 0  # of every choice that the controller makes and every key that a worker folds
+  model: Model = Model()
+  training: Training = Training()
+  monitor: Monitor = Monitor()
+  evaluation: Evaluation = Evaluation()
+  checks: Checks = Checks()
+  tasks: Tasks = Tasks()
+  corpus: Corpus = Corpus()
+  search: Search = Search()
+  fitness: FitnessRule = FitnessRule()
+  judge: Judge = Judge()
+  researcher: Researcher = Researcher()
+  runner: Runner = Runner()
+
+
+WORKER_PARTS = ('seed', 'model', 'training', 'monitor', 'evaluation', 'checks', 'tasks')
+# What may differ when a workdir is continued: how far, and with which hands. Everything else decides what is found.
+CONTINUABLE = ('name', 'search.cycles', 'runner')
+
+
+def as_dict(part: Any) -> dict[str, Any]:
+  """Returns a part of the configuration as plain JSON values (tuples become lists)."""
+  return {
+    field.name: as_dict(value) if dataclasses.is_dataclass(value) else list(value) if type(value) is tuple else value
+    for field in dataclasses.fields(part)
+    for value in [getattr(part, field.name)]
+  }
+
+
+def as_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
+  """Returns what a config file's `get_config` gives to absl flags. Types are locked, unknown keys refused."""
+
+  def convert(part: Any) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+      {
+        field.name: convert(value) if dataclasses.is_dataclass(value) else value
+        for field in dataclasses.fields(part)
+        for value in [getattr(part, field.name)]
+      }
+    )
+
+  return convert(experiment)
+
+
+def from_dict(values: Any, kind: type = Experiment, path: str = 'config') -> Any:
+  """Returns the frozen dataclass `kind` filled from a ConfigDict or a dict, missing keys at their default.
+
+  Raises:
+    ValueError: an unknown key (named, with the nearest known one) or a value of another type.
+  """
+  hints = typing.get_type_hints(kind)
+  fields = {}
+  for name, value in values.items():
+    if name not in hints:
+      near = difflib.get_close_matches(name, hints, n=1)
+      raise ValueError(
+        f'{path}.{name} is not a setting; '
+        + (f'did you mean {path}.{near[0]}? ' if near else '')
+        + f'{path} has: {", ".join(hints)}'
+      )
+    fields[name] = _typed(hints[name], value, f'{path}.{name}')
+  return kind(**fields)
+
+
+def _typed(hint: Any, value: Any, path: str) -> Any:
+  if dataclasses.is_dataclass(hint):
+    return from_dict(value, typing.cast(type, hint), path)
+  if typing.get_origin(hint) is tuple:
+    if not isinstance(value, list | tuple):
+      raise ValueError(f'{path} is a list, not {value!r}')
+    inner = typing.get_args(hint)[0]
+    return tuple(_typed(inner, item, f'{path}[{index}]') for index, item in enumerate(value))
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+    wanted = getattr(hint, '__name__', hint)
+    raise ValueError(f'{path} takes {wanted}, not {value!r} ({type(value).__name__})')
+  return value
+
+
+def worker_part(experiment: Experiment) -> dict[str, Any]:
+  """Returns what a worker reads, as plain JSON: the part of the configuration that decides a result."""
+  whole = as_dict(experiment)
+  return {name: whole[name] for name in WORKER_PARTS}
+
+
+def flat(part: Any, prefix: str = '') -> dict[str, Any]:
+  """Returns every leaf setting by dotted name.
+
+  >>> flat(Judge())['complexity']
+  0.45
+  """
+  leaves: dict[str, Any] = {}
+  for field in dataclasses.fields(part):
+    value = getattr(part, field.name)
+    if dataclasses.is_dataclass(value):
+      leaves |= flat(value, f'{prefix}{field.name}.')
+    else:
+      leaves[f'{prefix}{field.name}'] = value
+  return leaves
+
+
+def differences(ours: Experiment, theirs: Experiment) -> dict[str, tuple[Any, Any]]:
+  """Returns the settings that make two experiments different ones, by dotted name, as (ours, theirs)."""
+  first, second = flat(ours), flat(theirs)
+  return {
+    name: (first[name], second[name])
+    for name in first
+    if first[name] != second[name] and not any(f'{name}.'.startswith(f'{free}.') for free in CONTINUABLE)
+  }
+
+
+def validate(experiment: Experiment) -> None:
+  """Refuses settings that contradict each other.
+
+  Raises:
+    ValueError: naming both values and the remedy.
+  """
+  model, training, search = experiment.model, experiment.training, experiment.search
+  _at_least_one(experiment)
+  if model.width % model.heads:
+    raise ValueError(f'model.heads = {model.heads} does not divide model.width = {model.width}; change one of them')
+  if model.dtype not in ('float32', 'bfloat16'):
+    raise ValueError(f'model.dtype = {model.dtype!r}; use float32 or bfloat16')
+  if training.schedule not in ('wsd', 'cosine'):
+    raise ValueError(f'training.schedule = {training.schedule!r}; use wsd or cosine')
+  if training.steps % training.steps_per_call:
+    raise ValueError(
+      f'training.steps_per_call = {training.steps_per_call} does not divide training.steps = {training.steps}'
+    )
+  if experiment.tasks.steps % training.steps_per_call:
+    raise ValueError(
+      f'training.steps_per_call = {training.steps_per_call} does not divide tasks.steps = {experiment.tasks.steps}'
+    )
+  if training.batch % training.data_parallel:
+    raise ValueError(
+      f'training.data_parallel = {training.data_parallel} does not divide training.batch = {training.batch}'
+    )
+  if not training.learning_rates or min(training.learning_rates) <= 0:
+    raise ValueError(f'training.learning_rates = {training.learning_rates}; name at least one, all positive')
+  for name in ('validation_windows', 'test_windows'):
+    if getattr(experiment.evaluation, name) % experiment.evaluation.batch:
+      raise ValueError(
+        f'evaluation.batch = {experiment.evaluation.batch} does not divide '
+        f'evaluation.{name} = {getattr(experiment.evaluation, name)}'
+      )
+  if not search.baselines or search.baselines[0] != search.baseline:
+    raise ValueError(
+      f'search.baseline = {search.baseline!r} is not the first of search.baselines = {search.baselines}; put it there'
+    )
+  unknown = set(search.anchors) - set(search.baselines)
+  if unknown:
+    raise ValueError(f'search.anchors names {sorted(unknown)}, not among search.baselines = {search.baselines}')
+  for name in ('parent_ranks', 'reference_ranks'):
+    ranks = getattr(search, name)
+    if len(ranks) != 2 or not 1 <= ranks[0] <= ranks[1]:
+      raise ValueError(f'search.{name} = {ranks}; give two ranks, first at most last, counted from 1')
+  if experiment.tasks.length > training.length:
+    raise ValueError(f'tasks.length = {experiment.tasks.length} is longer than training.length = {training.length}')
+  if abs(sum(as_dict(experiment.judge).values()) - 1) > 1e-6:
+    raise ValueError(f'the weights of judge sum to {sum(as_dict(experiment.judge).values()):.3f}; make it 1')
+  if experiment.researcher.kind != 'evolution':
+    raise ValueError(f'researcher.kind = {experiment.researcher.kind!r}; use evolution')
+  if experiment.runner.kind != 'local':
+    raise ValueError(f'runner.kind = {experiment.runner.kind!r}; use local')
+  if experiment.runner.jail not in ('auto', 'bubblewrap', 'sandlock', 'none'):
+    raise ValueError(f'runner.jail = {experiment.runner.jail!r}; use auto, bubblewrap, sandlock or none')
+
+
+def _at_least_one(experiment: Experiment) -> None:
+  for name, value in flat(experiment).items():
+    may_be_zero = name.startswith(('monitor.', 'researcher.', 'judge.', 'fitness.')) or name in (
+      'seed',
+      'training.checkpoint_every',
+      'training.warmup',
+      'training.decay',
+      'training.final',
+      'training.weight_decay',
+      'search.cold_start',
+      'search.references',
+      'model.init_stddev',
+    )
+    if isinstance(value, int | float) and not isinstance(value, bool):
+      if value < 0 or (value == 0 and not may_be_zero):
+        raise ValueError(f'{name} = {value}; it is {"at least 0" if may_be_zero else "positive"}')
+
+
+def documentation(source: str) -> list[tuple[str, str, str, str]]:
+  """Returns (dotted name, type, default, comment) of every setting, read from this module's own text `source`."""
+  comments: dict[tuple[str, str], str] = {}
+  owner = ''
+  for line in source.splitlines():
+    if line.startswith('class '):
+      owner = line.removeprefix('class ').partition(':')[0]
+    elif line.startswith('  ') and ': ' in line and '  # ' in line:
+      comments[owner, line.strip().partition(':')[0]] = line.partition('  # ')[2]
+  rows: list[tuple[str, str, str, str]] = []
+
+  def walk(part: Any, prefix: str) -> None:
+    for field in dataclasses.fields(part):
+      value = getattr(part, field.name)
+      if dataclasses.is_dataclass(value):
+        walk(value, f'{prefix}{field.name}.')
+      else:
+        comment = comments.get((type(part).__name__, field.name), '')
+        rows.append((f'{prefix}{field.name}', str(field.type), repr(value), comment))
+
+  walk(Experiment(), '')
+  return rows

@@ -1,0 +1,81 @@
+"""What the cycle asks of the world. Adapters stand in `shell`, `agents` and `tests/fakes.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from asiarch_jax.records import (
+  Analysis,
+  Entry,
+  Finding,
+  Job,
+  JobResult,
+  Judgement,
+  Outcome,
+  Progress,
+  Proposal,
+  Selection,
+)
+
+
+class Researcher(Protocol):
+  """Writes proposals. `rng` is numpy's Generator: the only randomness an offline researcher may use."""
+
+  def propose(self, selection: Selection, outcomes: Sequence[Outcome], rng: Any) -> Proposal: ...
+
+  def repair(self, proposal: Proposal, findings: Sequence[Finding], rng: Any) -> Proposal | None:
+    """Returns the proposal mended after what the checks found, or None if it has no answer."""
+    ...
+
+
+class Judge(Protocol):
+  """Marks a measured entry against the archive; None when it cannot (a missing term, never a default)."""
+
+  def __call__(self, entry: Entry, outcomes: Sequence[Outcome]) -> Judgement | None: ...
+
+
+class Analyst(Protocol):
+  """Compares an entry with parent, siblings and baseline and draws lessons; None when it cannot."""
+
+  def __call__(self, entry: Entry, outcomes: Sequence[Outcome]) -> Analysis | None: ...
+
+
+class Runner(Protocol):
+  """Runs a job in a worker, once: the same key returns the first result."""
+
+  def run(self, job: Job, on_progress: Callable[[Progress], None] | None = None) -> JobResult: ...
+
+  def arrays(self, key: str) -> Mapping[str, Any]:
+    """Returns the arrays that the job left (parameters of the best replica by path), read as data, never unpickled."""
+    ...
+
+
+class Archive(Protocol):
+  """Append-only outcomes with their arrays; one writer."""
+
+  def append(self, outcome: Outcome, arrays: Mapping[str, Any]) -> None:
+    """Stores one outcome atomically.
+
+    Raises:
+      FileExistsError: its id is in the archive.
+    """
+    ...
+
+  def outcomes(self) -> tuple[Outcome, ...]:
+    """Returns all that was appended, by id."""
+    ...
+
+  def arrays(self, outcome_id: int) -> Mapping[str, Any]:
+    """Returns the arrays of one outcome.
+
+    Raises:
+      KeyError: no such id.
+    """
+    ...
+
+
+class Journal(Protocol):
+  """Append-only events of a run, for people and for the report: never read back by the loop."""
+
+  def write(self, event: str, **fields: Any) -> None: ...

@@ -1,0 +1,99 @@
+"""The import order of the packages, and where effects may stand. A draft to adopt as tests/architecture_test.py."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+VALUES = {'asiarch_jax.records', 'asiarch_jax.config', 'asiarch_jax.batch'}
+DECIDE = {
+  'asiarch_jax.search',
+  'asiarch_jax.agents',
+  'asiarch_jax.cognition',
+  'asiarch_jax.evidence',
+  'asiarch_jax.checks.source',
+}
+
+# What each layer may import from this repository, besides itself; lowest first.
+MAY_IMPORT = {
+  'pallas_kernels': set(),
+  'asiarch_jax.records': set(),
+  'asiarch_jax.config': set(),
+  'asiarch_jax.batch': set(),
+  'asiarch_jax.arch': VALUES | {'pallas_kernels'},
+  'asiarch_jax.tasks': VALUES,
+  'asiarch_jax.checks.source': VALUES,
+  'asiarch_jax.cognition': VALUES,
+  'asiarch_jax.evidence': VALUES,
+  'asiarch_jax.search': VALUES | {'asiarch_jax.evidence'},
+  'asiarch_jax.agents': VALUES | {'asiarch_jax.cognition', 'asiarch_jax.evidence', 'asiarch_jax.checks.source'},
+  'asiarch_jax.training': VALUES | {'asiarch_jax.tasks'},
+  'asiarch_jax.checks.cost': VALUES | {'asiarch_jax.arch'},
+  'asiarch_jax.checks.behaviour': VALUES | {'asiarch_jax.arch', 'asiarch_jax.checks.cost'},
+  'asiarch_jax.ports': {'asiarch_jax.records'},
+  'asiarch_jax.cycle': VALUES | DECIDE | {'asiarch_jax.ports'},
+  'asiarch_jax.shell': VALUES | {'asiarch_jax.ports'},
+  'asiarch_jax.report': VALUES | {'asiarch_jax.evidence', 'asiarch_jax.ports'},
+  'asiarch_jax.export': VALUES | {'asiarch_jax.arch', 'asiarch_jax.ports', 'pallas_kernels'},
+  'asiarch_jax.worker': VALUES
+  | {
+    'pallas_kernels',
+    'asiarch_jax.arch',
+    'asiarch_jax.tasks',
+    'asiarch_jax.checks.source',
+    'asiarch_jax.checks.cost',
+    'asiarch_jax.checks.behaviour',
+    'asiarch_jax.training',
+    'asiarch_jax.shell',
+  },
+  'asiarch_jax.main': VALUES
+  | DECIDE
+  | {'asiarch_jax.cycle', 'asiarch_jax.ports', 'asiarch_jax.shell', 'asiarch_jax.report', 'asiarch_jax.export'},
+}
+EFFECTFUL = {'asiarch_jax.shell', 'asiarch_jax.report', 'asiarch_jax.export', 'asiarch_jax.worker', 'asiarch_jax.main'}
+WITHOUT_JAX = {'asiarch_jax.records', 'asiarch_jax.config', 'asiarch_jax.ports', 'asiarch_jax.cycle'} | DECIDE
+EFFECTS = {'absl', 'logging', 'orbax', 'os', 'random', 'shutil', 'socket', 'subprocess', 'tempfile', 'time', 'urllib'}
+MODULES = sorted(
+  ('.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'), path)
+  for top in ('pallas_kernels', 'asiarch_jax')
+  for path in (ROOT / top).rglob('*.py')
+)
+
+
+def layer_of(name):
+  return max((layer for layer in MAY_IMPORT if f'{name}.'.startswith(f'{layer}.')), key=len, default=None)
+
+
+def imports_of(path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+@pytest.mark.parametrize('name, path', MODULES)
+def test_imports_point_downward(name, path):
+  layer = layer_of(name)
+  if layer is None:
+    assert not path.read_text().strip(), f'{name} has no layer: add one to MAY_IMPORT'
+    return
+  for below in filter(None, map(layer_of, imports_of(path))):
+    assert below == layer or below in MAY_IMPORT[layer], f'{name} may not import {below}'
+
+
+@pytest.mark.parametrize('name, path', MODULES)
+def test_effects_stand_in_the_shell(name, path):
+  roots = {target.partition('.')[0] for target in imports_of(path)}
+  if layer_of(name) not in EFFECTFUL and name != 'pallas_kernels.bench':
+    assert not roots & EFFECTS, f'{name} is core, yet imports {sorted(roots & EFFECTS)}'
+  if layer_of(name) in WITHOUT_JAX:
+    assert not roots & {'jax', 'flax', 'optax'}, f'{name} runs in the controller'
+
+
+def test_the_order_has_no_cycle():
+  placed = set()
+  for layer, below in MAY_IMPORT.items():
+    assert below <= placed, f'{layer} is listed before {sorted(below - placed)}'
+    placed.add(layer)
