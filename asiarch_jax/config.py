@@ -357,9 +357,9 @@ def _at_least_one(experiment: Experiment) -> None:
       'search.references',
       'model.init_stddev',
     )
-    if isinstance(value, int | float) and not isinstance(value, bool):
-      if value < 0 or (value == 0 and not may_be_zero):
-        raise ValueError(f'{name} = {value}; it is {"at least 0" if may_be_zero else "positive"}')
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and (value < 0 or (value == 0 and not may_be_zero)):
+      raise ValueError(f'{name} = {value}; it is {"at least 0" if may_be_zero else "positive"}')
 
 
 def documentation(source: str) -> list[tuple[str, str, str, str]]:

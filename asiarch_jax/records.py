@@ -60,10 +60,10 @@ class Job:
   """One piece of work for a worker: gate a proposal, and with kind 'train' train and measure it.
 
   `experiment` holds the parts of the configuration that the worker reads (`config.worker_part`). `corpus` is the
-  content hash of the token array. `waived` names checks whose failure is recorded but does not stop the job (an anchor may be
-  quadratic). `parameters` is the count to match by the width of the feed-forward layers, None for the baseline that
-  sets it. `baseline_losses` is the baseline's mean training loss at each logged step, for the monitor. `known` maps
-  fingerprints of archived functions to entry ids: a repeat ends before training.
+  content hash of the token array. `waived` names checks whose failure is recorded but does not stop the job (an anchor
+  may be quadratic). `parameters` is the count to match by the width of the feed-forward layers, None for the baseline
+  that sets it. `baseline_losses` is the baseline's mean training loss at each logged step, for the monitor. `known`
+  maps fingerprints of archived functions to entry ids: a repeat ends before training.
   """
 
   name: str
@@ -126,7 +126,7 @@ class TrainSummary:
 
 @dataclasses.dataclass(frozen=True)
 class TaskScore:
-  """A task's value over n items at the chosen learning rate, with its standard error. Accuracies lie in [0, 1]."""
+  """A task's value over n sequences at the chosen learning rate, with its standard error. Accuracies lie in [0, 1]."""
 
   task: str
   value: float
@@ -233,13 +233,17 @@ class Fitness:
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-  """Improvement over the baseline in bits per byte (positive is better), paired by seed, with its 95 % interval."""
+  """Improvement over the baseline in bits per byte (positive is better), paired by seed, with its 95 % interval.
+
+  `replicas` counts the pairs, `dropped` those that lost a replica to divergence.
+  """
 
   improvement: float
   low: float
   high: float
   probability_better: float
   replicas: int
+  dropped: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

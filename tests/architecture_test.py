@@ -47,11 +47,19 @@ MAY_IMPORT = {
     'asiarch_jax.training',
     'asiarch_jax.shell',
   },
-  'asiarch_jax.main': VALUES
+  'asiarch_jax.commands': VALUES
   | DECIDE
   | {'asiarch_jax.cycle', 'asiarch_jax.ports', 'asiarch_jax.shell', 'asiarch_jax.report', 'asiarch_jax.export'},
+  'asiarch_jax.main': {'asiarch_jax.commands'},
 }
-EFFECTFUL = {'asiarch_jax.shell', 'asiarch_jax.report', 'asiarch_jax.export', 'asiarch_jax.worker', 'asiarch_jax.main'}
+EFFECTFUL = {
+  'asiarch_jax.shell',
+  'asiarch_jax.report',
+  'asiarch_jax.export',
+  'asiarch_jax.worker',
+  'asiarch_jax.commands',
+  'asiarch_jax.main',
+}
 WITHOUT_JAX = {'asiarch_jax.records', 'asiarch_jax.config', 'asiarch_jax.ports', 'asiarch_jax.cycle'} | DECIDE
 EFFECTS = {'absl', 'logging', 'orbax', 'os', 'random', 'shutil', 'socket', 'subprocess', 'tempfile', 'time', 'urllib'}
 MODULES = sorted(

@@ -10,9 +10,9 @@ A proposal is one file of Flax Linen source that defines
       @nn.compact
       def __call__(self, x_BTD): ...  # returns y_BTD in the same dtype
 
-It may import `checks.source.ALLOWED_IMPORTS` and nothing else. Its variables are parameters only, but for two collections that it may
-sow: `losses` (auxiliary losses, added to the training loss) and `diagnostics` (scalars for the analyst). It draws random
-numbers for its parameters only.
+It may import what `checks.source.ALLOWED_IMPORTS` lists and nothing else. Its variables are parameters only, but for
+two collections that it may sow: `losses` (auxiliary losses, added to the training loss) and `diagnostics` (scalars for
+the analyst). It draws random numbers for its parameters only.
 
 Axes: B batch, T tokens, D width, H heads, K key size, V value size, C chunk, N chunks, R replicas, Y vocabulary,
 F feed-forward width, W taps of a convolution, P paths.
@@ -21,6 +21,7 @@ F feed-forward width, W taps of a convolution, P paths.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 from typing import Any
 
@@ -52,11 +53,12 @@ def load(source: str, name: str = 'mixer') -> type:
     AttributeError: the source defines no `Mixer`.
     Exception: whatever the source itself raises.
   """
-  module = types.ModuleType(name)
-  exec(compile(source, f'{name}.py', 'exec'), module.__dict__)
+  module = types.ModuleType(f'proposal_{name}')
+  sys.modules[module.__name__] = module  # dataclasses look their module up
+  exec(compile(source, f'{name}.py', 'exec', dont_inherit=True), module.__dict__)
   return module.Mixer
 
 
-def build(mixer: type, spec: MixerSpec) -> Any:
-  """Returns the Linen module of `mixer` at the sizes of `spec`."""
-  return mixer(width=spec.width, heads=spec.heads, dtype=spec.dtype)
+def build(mixer: type, spec: MixerSpec, name: str | None = None) -> Any:
+  """Returns the Linen module of `mixer` at the sizes of `spec`; `name` is its place inside a host."""
+  return mixer(width=spec.width, heads=spec.heads, dtype=spec.dtype, name=name)

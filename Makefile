@@ -1,0 +1,55 @@
+# make search   sets up and runs the offline search        make test    sets up and runs the tests
+# make sweep    the long tests                             make check   formatter, linter, types
+# ARGS='--cycles=30' make search   hands flags to the command behind it
+
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+WORKERS ?= auto
+
+.PHONY: setup setup-test search test sweep check format clean
+
+setup: $(VENV)/.ready
+setup-test: $(VENV)/.ready-test
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo 'asiarch needs Python 3.11 or newer; none is on PATH. Install one, or: make PYTHON=/path/to/python3.11 search'; exit 1; }
+	@if command -v uv >/dev/null; then uv venv -q --python "$$(command -v $(PYTHON))" $(VENV); else $(PYTHON) -m venv $(VENV); fi
+
+# Versions are pinned by requirements.lock; uv where it is installed, else pip.
+define install
+	@echo 'setting up $(VENV) (once; about a minute)'
+	@if command -v uv >/dev/null; then uv pip install -q --python $(BIN)/python -c requirements.lock -e '$(1)'; \
+	else $(BIN)/python -m pip --disable-pip-version-check install -q -c requirements.lock -e '$(1)'; fi
+endef
+
+$(VENV)/.ready: requirements.lock pyproject.toml | $(BIN)/python
+	$(call install,.)
+	@touch $@
+
+$(VENV)/.ready-test: requirements.lock pyproject.toml | $(BIN)/python
+	$(call install,.[test])
+	@touch $@ $(VENV)/.ready
+
+search: $(VENV)/.ready
+	$(BIN)/asiarch search --config=configs/default.py --workdir=runs/default $(ARGS)
+
+test: $(VENV)/.ready-test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile -m 'not sweep' $(ARGS)
+
+sweep: $(VENV)/.ready-test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile -m sweep $(ARGS)
+
+check: $(VENV)/.ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready-test
+	$(BIN)/ruff check --fix -q .
+	$(BIN)/ruff format -q .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

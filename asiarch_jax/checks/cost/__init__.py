@@ -1,0 +1,103 @@
+"""What a mixer costs, counted on its jaxpr: parameters, FLOPs, state and growth; and its fingerprint.
+
+Counted and not measured, so the numbers are the same on every machine. Nothing runs and nothing is compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+
+from asiarch_jax import records
+from asiarch_jax.checks.cost import flops, jaxprs, state
+from asiarch_jax.checks.cost.fingerprint import fingerprint, same_function
+from asiarch_jax.checks.cost.flops import OPEN_LOOP, UnboundedLoopError
+
+__all__ = ['OPEN_LOOP', 'STEEP', 'Growth', 'UnboundedLoopError', 'count', 'fingerprint', 'growth', 'same_function']
+
+LENGTHS = (2560, 5120)  # long enough that what grows fastest is what shows; seldom the size of another axis
+UNROLLED_LENGTHS = (128, 256)  # where a Python loop over tokens or chunks makes each trace as long as T
+SIMILAR = 0.25  # equations this close to the steepest exponent are alike; the dearest of them is named
+STEEP = 1.75  # exponent of a single equation from which it is called quadratic, however small its share
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+  """How FLOPs grow with T: `exponent` between the two lengths, and the steepest single equation.
+
+  `steepest` is nan where the equations at the two lengths cannot be set side by side (their number depends on T).
+  """
+
+  lengths: tuple[int, int]
+  totals: tuple[float, float]
+  exponent: float
+  steepest: float
+  culprit: str
+  state: tuple[float, float]  # bytes kept, as (constant, for each token)
+
+
+def growth(module: Any, width: int) -> Growth:
+  """Returns how the cost of a mixer grows with the length of the sequence.
+
+  Raises:
+    UnboundedLoopError: a loop's number of turns is unknown.
+  """
+  try:
+    return _remembered(module, width)
+  except TypeError:  # a field of the mixer has no hash
+    return _growth(module, width)
+
+
+def _growth(module: Any, width: int) -> Growth:
+  parameters = jaxprs.parameter_shapes(module, width)
+  short = [sum(1 for _ in jaxprs.walk(jaxprs.trace(module, width, length, parameters))) for length in (128, 256)]
+  lengths = UNROLLED_LENGTHS if short[1] > 1.5 * short[0] else LENGTHS
+  traces = [jaxprs.trace(module, width, length, parameters) for length in lengths]
+  tables = [list(flops.parts(trace)) for trace in traces]
+  totals = (sum(part.flops for part in tables[0]), sum(part.flops for part in tables[1]))
+  steepest, culprit = _steepest(tables[0], tables[1])
+  kept = [state.kept_bytes(trace) for trace in traces]
+  slope = max((kept[1] - kept[0]) / (lengths[1] - lengths[0]), 0.0)
+  return Growth(lengths, totals, _exponent(*totals), steepest, culprit, (kept[1] - slope * lengths[1], slope))
+
+
+_remembered = functools.lru_cache(maxsize=8)(_growth)  # the gate asks, then `count` asks again
+
+
+def _exponent(before: float, after: float) -> float:
+  return math.log2(after / before) if before > 0 and after > 0 else 0.0
+
+
+def _steepest(before: list[flops.Part], after: list[flops.Part]) -> tuple[float, str]:
+  """Returns the largest exponent of one equation's FLOPs, or of its output's size, and its description."""
+  if [part.primitive for part in before] != [part.primitive for part in after]:
+    return math.nan, ''
+  exponents = [
+    max(_exponent(a.flops, b.flops), _exponent(a.largest, b.largest)) for a, b in zip(before, after, strict=True)
+  ]
+  worst = max(exponents, default=0.0)
+  steep = [part for part, exponent in zip(after, exponents, strict=True) if exponent > worst - SIMILAR]
+  dearest = max(steep, key=lambda part: part.flops, default=None)
+  return worst, f'{dearest.primitive} of {dearest.shapes}' if dearest else ''
+
+
+def count(module: Any, width: int, length: int) -> records.Cost:
+  """Returns the cost of a mixer: FLOPs of the forward pass a token at T = `length`, state after `length` tokens.
+
+  Raises:
+    UnboundedLoopError: a loop's number of turns is unknown.
+  """
+  parameters = jaxprs.parameter_shapes(module, width)
+  total = sum(part.flops for part in flops.parts(jaxprs.trace(module, width, length, parameters)))
+  grown = growth(module, width)
+  constant, slope = grown.state
+  return records.Cost(
+    mixer_parameters=sum(leaf.size for leaf in jax.tree.leaves(parameters)),
+    flops_per_token=total / length,
+    state_bytes=round(max(constant + slope * length, 0.0)),
+    growth=round(grown.exponent, 4),
+  )

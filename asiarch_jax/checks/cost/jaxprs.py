@@ -1,0 +1,94 @@
+"""A mixer as a jaxpr, and how to walk one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+
+def words(text: str) -> frozenset[str]:
+  """Returns the names in `text`."""
+  return frozenset(text.split())
+
+
+CALLS = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')  # where primitives that only wrap a function keep it
+
+
+def parameter_shapes(module: Any, width: int, batch: int = 1, length: int = 2) -> Any:
+  """Returns the shapes of a mixer's parameters, traced. The host starts from a short sequence as well."""
+  x = jax.ShapeDtypeStruct((batch, length, width), module.dtype)
+  return jax.eval_shape(module.init, jax.random.key(0), x).get('params', {})
+
+
+def trace(module: Any, width: int, length: int, parameters: Any = None) -> ClosedJaxpr:
+  """Returns the jaxpr of one sequence: parameters in order of their leaves, then x [1, T, D], to y and what is lost."""
+  parameters = parameter_shapes(module, width) if parameters is None else parameters
+  x = jax.ShapeDtypeStruct((1, length, width), module.dtype)
+
+  def forward(leaves: list[Any], x_BTD: jax.Array) -> Any:
+    restored = jax.tree.unflatten(jax.tree.structure(parameters), leaves)
+    y_BTD, sown = module.apply({'params': restored}, x_BTD, mutable=('losses',))
+    return y_BTD, jax.tree.leaves(sown)
+
+  return jax.make_jaxpr(forward)(jax.tree.leaves(parameters), x)
+
+
+def opened(jaxpr: ClosedJaxpr | Jaxpr) -> tuple[Jaxpr, list[Any]]:
+  """Returns a jaxpr without its constants, and the constants."""
+  return (jaxpr.jaxpr, list(jaxpr.consts)) if isinstance(jaxpr, ClosedJaxpr) else (jaxpr, [])
+
+
+def inner(equation: JaxprEqn) -> list[ClosedJaxpr | Jaxpr]:
+  """Returns every jaxpr among the parameters of an equation."""
+  found = []
+  for value in equation.params.values():
+    for item in value if isinstance(value, tuple | list) else (value,):
+      if isinstance(item, ClosedJaxpr | Jaxpr):
+        found.append(item)
+  return found
+
+
+def wrapped(equation: JaxprEqn) -> ClosedJaxpr | Jaxpr | None:
+  """Returns the function that a call primitive (jit, remat, custom_vjp, ...) applies to all its operands, else None."""
+  for name in CALLS:
+    body = equation.params.get(name)
+    if isinstance(body, ClosedJaxpr | Jaxpr) and len(opened(body)[0].invars) == len(equation.invars):
+      return body
+  return None
+
+
+def walk(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[JaxprEqn]:
+  """Yields every equation, those of inner jaxprs behind the one that holds them."""
+  for equation in opened(jaxpr)[0].eqns:
+    yield equation
+    for body in inner(equation):
+      yield from walk(body)
+
+
+def live(jaxpr: Jaxpr, outputs: int | None = None) -> list[JaxprEqn]:
+  """Returns the equations that an effect or an output (of the first `outputs`, or any) needs, in order."""
+  needed = {variable for variable in jaxpr.outvars[:outputs] if isinstance(variable, Var)}
+  kept = []
+  for equation in reversed(jaxpr.eqns):
+    if equation.effects or any(variable in needed for variable in equation.outvars):
+      kept.append(equation)
+      needed.update(variable for variable in equation.invars if not isinstance(variable, Literal))
+  return kept[::-1]
+
+
+def nbytes(aval: Any) -> int:
+  """Returns the bytes of an array of this shape and type."""
+  dtype = getattr(aval, 'dtype', None)
+  return 0 if dtype is None else size(aval) * getattr(dtype, 'itemsize', jnp.dtype('uint32').itemsize)
+
+
+def size(aval: Any) -> int:
+  """Returns the number of elements."""
+  count = 1
+  for dimension in getattr(aval, 'shape', ()):
+    count *= int(dimension)
+  return count

@@ -1,0 +1,407 @@
+"""What each command does: functions from parsed flags to an exit status.
+
+They introduce the cycle to the shell, which do not know each other; `search` is the archive's only writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.resources
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+import types
+from collections.abc import Iterator, Sequence
+
+from absl import flags
+from rich.console import Console
+
+from asiarch_jax import config, cycle
+from asiarch_jax.agents import analyst, evolution, genome, given, judge
+from asiarch_jax.checks import source
+from asiarch_jax.ports import Researcher
+from asiarch_jax.records import Entry, Job, JobResult, Limits, Outcome, Proposal, Rejection, to_json
+from asiarch_jax.report import page, text
+from asiarch_jax.shell import archive as archives
+from asiarch_jax.shell import corpus as corpora
+from asiarch_jax.shell import journal as journals
+from asiarch_jax.shell import runner as runners
+from asiarch_jax.shell import sandbox
+from asiarch_jax.shell.display import Display
+
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+
+class UsageError(Exception):
+  """What a user has to put right: printed as one paragraph, exit status 2."""
+
+
+def experiment_of(values: flags.FlagValues) -> config.Experiment:
+  """Returns the validated experiment that --config and its overrides describe.
+
+  Raises:
+    UsageError: naming the setting, its value and the remedy.
+  """
+  try:
+    experiment = config.from_dict(values.config) if values.config is not None else config.Experiment()
+    config.validate(experiment)
+  except ValueError as error:
+    raise UsageError(str(error)) from error
+  return experiment
+
+
+def search(values: flags.FlagValues, _: list[str]) -> int:
+  experiment = experiment_of(values)
+  if values.cycles:
+    experiment = dataclasses.replace(experiment, search=dataclasses.replace(experiment.search, cycles=values.cycles))
+  workdir = pathlib.Path(values.workdir)
+  began, in_workers = time.monotonic(), 0.0
+  with Display() as display, _terminable():
+    corpus_dir, corpus = open_corpus(experiment, display)
+    jail = choose_jail(experiment, display)
+    with archives.OrbaxArchive.open(workdir, experiment, corpus.card.content_hash) as archive:
+      journal = journals.JsonLines(workdir / 'journal.jsonl')
+      runner = runners.LocalRunner(workdir, dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
+      outcomes = list(archive.outcomes())
+      done = {outcome.id for outcome in outcomes}
+      if done:
+        display.line(f'{workdir}: continues after {len(done)} outcomes')
+      try:
+        for number in (n for n in range(experiment.search.cycles) if n not in done):
+          seen = sorted((o for o in outcomes if o.id < number), key=lambda o: o.id)
+          display.start_cycle(number, experiment.search.cycles, next(iter(text.ranked(seen)), None))
+          team = team_of(number, experiment, runner, journal)
+          outcome = cycle.run_cycle(
+            seen, number, experiment, team, corpus=corpus.card.content_hash, on_progress=display.progress
+          )
+          arrays = runner.arrays(outcome.job_key) if isinstance(outcome, Entry) else {}
+          archive.append(outcome, arrays)
+          outcomes.append(outcome)
+          in_workers += outcome.timing.wall_seconds
+          display.end_cycle(outcome)
+          _stop_without_baseline(outcome, experiment)
+      except KeyboardInterrupt:
+        display.line(
+          f'stopped with {len(outcomes)} of {experiment.search.cycles} outcomes, all of them kept. '
+          f'To resume: {_again(values)}'
+        )
+        return INTERRUPTED
+      events = journal.events()
+  report = page.write(outcomes, workdir / 'report', experiment=experiment, journal_events=events)
+  added = [outcome for outcome in outcomes if outcome.id not in done]
+  wall = time.monotonic() - began
+  if values.json:
+    print(
+      json.dumps(
+        {'workdir': str(workdir), 'added': len(added), 'report': str(report), 'outcomes': text.as_json(outcomes)}
+      )
+    )
+    return 0
+  console = Console()
+  console.print(text.leaderboard(outcomes))
+  console.print(text.summary(outcomes, experiment.search.baseline))
+  if added:
+    console.print(
+      f'\n{len(added)} outcomes in {wall / 60:.1f} min ({3600 * len(added) / wall:.0f} an hour, '
+      f'{max(0.0, 1 - in_workers / wall):.0%} of the time outside workers)'
+    )
+  else:
+    console.print(f'\nnothing to add: {len(outcomes)} outcomes are there; --cycles={len(outcomes) + 10} asks for more')
+  console.print(f'report: {report}', soft_wrap=True)
+  return 0
+
+
+def check(values: flags.FlagValues, arguments: list[str]) -> int:
+  result = _one_job(values, arguments[0], 'check')
+  passed = result.failure is None
+  if values.json:
+    print(json.dumps(to_json(result)))
+    return 0 if passed else 1
+  console = Console(highlight=False)
+  for finding in result.findings:
+    console.print(
+      f'{"ok  " if finding.passed else "FAIL"} {finding.check}: {finding.detail}', markup=False, soft_wrap=True
+    )
+  if result.failure and result.failure.kind != 'checks':
+    console.print(f'{result.failure.kind}: {result.failure.reason}\n{result.failure.log}', markup=False, soft_wrap=True)
+  if result.cost:
+    c = result.cost
+    console.print(
+      f'{c.mixer_parameters:,} parameters, {c.flops_per_token:,.0f} FLOPs a token, {c.state_bytes:,} state bytes, '
+      f'FLOPs grow as T^{c.growth:.2f}'
+    )
+  console.print('inside the contract' if passed else 'outside the contract', style='green' if passed else 'red')
+  return 0 if passed else 1
+
+
+def train(values: flags.FlagValues, arguments: list[str]) -> int:
+  result = _one_job(values, arguments[0], 'train')
+  if values.json:
+    print(json.dumps(to_json(result)))
+    return 0 if result.failure is None else 1
+  console = Console()
+  if result.failure:
+    console.print(f'{result.failure.kind}: {result.failure.reason}\n{result.failure.log}', markup=False, soft_wrap=True)
+  if result.training and result.cost:
+    entry = Entry(
+      0,
+      Proposal(arguments[0], '', ''),
+      'candidate',
+      result.findings,
+      result.fingerprint,
+      result.cost,
+      result.training,
+      result.scores,
+      result.key,
+    )
+    console.print(text.outcome_page(entry, [entry]))
+  return 0 if result.failure is None else 1
+
+
+def top(values: flags.FlagValues, _: list[str]) -> int:
+  outcomes, _experiment = _read(values.workdir)
+  if values.json:
+    print(json.dumps({'outcomes': text.as_json(outcomes)}))
+  else:
+    console = Console()
+    console.print(text.leaderboard(outcomes, values.limit))
+    console.print(text.summary(outcomes, _experiment.search.baseline))
+  return 0
+
+
+def show(values: flags.FlagValues, arguments: list[str]) -> int:
+  outcomes, _ = _read(values.workdir)
+  outcome = _named(arguments[0], outcomes)
+  if values.json:
+    print(json.dumps(to_json(outcome)))
+  else:
+    Console().print(text.outcome_page(outcome, outcomes, source=values.source, diff=values.diff))
+  return 0
+
+
+def tree(values: flags.FlagValues, _: list[str]) -> int:
+  outcomes, _experiment = _read(values.workdir)
+  if values.json:
+    nodes = [
+      {'id': o.id, 'name': o.proposal.name, 'parent': o.proposal.parent_id, 'outcome': type(o).__name__}
+      for o in outcomes
+    ]
+    print(json.dumps({'nodes': nodes}))
+  else:
+    Console().print(text.tree(outcomes))
+  return 0
+
+
+def report(values: flags.FlagValues, _: list[str]) -> int:
+  outcomes, experiment = _read(values.workdir)
+  workdir = pathlib.Path(values.workdir)
+  out = pathlib.Path(values.out) if values.out else workdir / 'report'
+  events = journals.JsonLines(workdir / 'journal.jsonl', read_only=True).events()
+  written = page.write(outcomes, out, experiment=experiment, journal_events=events)
+  print(json.dumps({'report': str(written)}) if values.json else written)
+  return 0
+
+
+def settings(values: flags.FlagValues, _: list[str]) -> int:
+  experiment = experiment_of(values)
+  declared = (importlib.resources.files('asiarch_jax') / 'config.py').read_text()
+  chosen = config.flat(experiment)
+  rows = config.documentation(declared)
+  if values.json:
+    print(json.dumps({name: list(v) if isinstance(v, tuple) else v for name, v in chosen.items()}))
+  elif values.markdown:
+    print('| setting | type | default | meaning |\n| --- | --- | --- | --- |')
+    for name, kind, default, meaning in rows:
+      print(f'| `{name}` | {kind} | `{default}` | {meaning} |')
+  else:
+    width = max(map(len, chosen))
+    for name, _kind, default, meaning in rows:
+      changed = '' if repr(chosen[name]) == default else f'  (default {default})'
+      print(f'{name:{width}}  {chosen[name]!r:12}  {meaning}{changed}')
+  return 0
+
+
+def prepare(values: flags.FlagValues, arguments: list[str]) -> int:
+  with Display() as display:
+    card = corpora.prepare(
+      arguments[0],
+      values.out,
+      tokenizer=values.tokenizer,
+      text_field=values.text_field,
+      split=values.split,
+      limit_bytes=values.limit_bytes,
+      on_progress=display.progress,
+    )
+  if values.json:
+    print(json.dumps({'out': values.out, 'card': dataclasses.asdict(card)}))
+  else:
+    splits = ', '.join(f'{name} {stop - start:,}' for name, (start, stop) in card.splits.items())
+    print(
+      f'{values.out}: {card.tokens:,} tokens from {card.documents:,} documents ({splits}); {card.content_hash[:12]}'
+    )
+  return 0
+
+
+def team_of(number: int, experiment: config.Experiment, runner, journal) -> cycle.Team:
+  """Returns who works on cycle `number`: its researcher gives a baseline at first, then evolves."""
+  baselines = experiment.search.baselines
+  researcher: Researcher = (
+    given.Given(baseline_proposal(baselines[number]))
+    if number < len(baselines)
+    else evolution.Evolution(experiment.researcher)
+  )
+  return cycle.Team(
+    researcher=researcher,
+    judge=judge.MeasuredJudge(experiment.judge, genome.distance, experiment.search.baseline),
+    analyst=analyst.MeasuredAnalyst(experiment.search.baseline),
+    runner=runner,
+    journal=journal,
+  )
+
+
+def baseline_names() -> list[str]:
+  """Returns the mixers that come with the package."""
+  folder = importlib.resources.files('asiarch_jax.arch.baselines')
+  return sorted(p.name.removesuffix('.py') for p in folder.iterdir() if p.name.endswith('.py') and p.name[0] != '_')
+
+
+def baseline_proposal(name: str) -> Proposal:
+  """Returns a baseline as the proposal that it is.
+
+  Raises:
+    UsageError: there is none of that name.
+  """
+  if name not in baseline_names():
+    raise UsageError(f'{name!r} is not a baseline; there are {", ".join(baseline_names())}')
+  written = (importlib.resources.files('asiarch_jax.arch.baselines') / f'{name}.py').read_text()
+  return given.from_source(name, written, 'baseline')
+
+
+def proposal_of(argument: str) -> Proposal:
+  """Returns the proposal that a command's argument names: a baseline, or a file of mixer source."""
+  if argument in baseline_names():
+    return baseline_proposal(argument)
+  path = pathlib.Path(argument)
+  try:
+    written = path.read_text(encoding='utf-8')
+  except FileNotFoundError as error:
+    known = ', '.join(baseline_names())
+    raise UsageError(f'{argument}: no such file, and no baseline of that name ({known})') from error
+  except UnicodeDecodeError as error:
+    raise UsageError(f'{argument}: not UTF-8 at byte {error.start}; a mixer is a text file') from error
+  except OSError as error:
+    raise UsageError(f'{argument}: {error.strerror}') from error
+  return given.from_source(path.stem, written, 'human')
+
+
+def open_corpus(experiment: config.Experiment, display: Display) -> tuple[pathlib.Path, corpora.Corpus]:
+  """Returns the folder of the experiment's corpus and the corpus; `docs` is made on first use."""
+  path = experiment.corpus.path
+  if path == 'docs':
+    folder = corpora.docs_folder(_cache())
+    if not folder.exists():
+      display.line('building the corpus from the docstrings of the installed libraries (once)')
+      corpora.prepare('docs', folder, on_progress=display.progress)
+  else:
+    folder = pathlib.Path(path)
+  corpus = corpora.load(folder)
+  if corpus.card.vocabulary > experiment.model.vocabulary:
+    raise UsageError(
+      f'{folder} uses {corpus.card.vocabulary} token ids and model.vocabulary = {experiment.model.vocabulary}; '
+      f'set --config.model.vocabulary={corpus.card.vocabulary}'
+    )
+  return folder, corpus
+
+
+def choose_jail(experiment: config.Experiment, display: Display) -> str:
+  """Returns the jail that this host gives to workers, and says what it does not stop."""
+  try:
+    jail = sandbox.choose(experiment.runner.jail)
+  except RuntimeError as error:
+    raise UsageError(str(error)) from error
+  holes = sandbox.weaknesses(jail)
+  display.line(f'workers run in {jail}' + (f'; not stopped here: {"; ".join(holes)}' if holes else ''), 'dim')
+  return jail
+
+
+def _cache() -> pathlib.Path:
+  base = os.environ.get('ASIARCH_CACHE') or os.path.join(
+    os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'asiarch'
+  )
+  return pathlib.Path(base)
+
+
+def _one_job(values: flags.FlagValues, argument: str, kind: str) -> JobResult:
+  experiment, proposal = experiment_of(values), proposal_of(argument)
+  with Display() as display, _terminable():
+    folder, content = pathlib.Path('.'), ''
+    if kind == 'train':
+      folder, corpus = open_corpus(experiment, display)
+      content = corpus.card.content_hash
+    anchor = proposal.author == 'baseline' and proposal.name in experiment.search.anchors
+    job = Job(
+      proposal.name,
+      proposal.source,
+      config.worker_part(experiment),
+      kind=kind,  # type: ignore[arg-type]
+      corpus=content,
+      waived=('growth',) if anchor else (),
+      limits=Limits(experiment.runner.wall_seconds),
+    )
+    findings = source.check(proposal.source)
+    refused = source.failure(findings)
+    if refused:
+      return JobResult(job.key, findings=findings, failure=refused)
+    jail = choose_jail(experiment, display)
+    workdir = pathlib.Path(values.workdir)
+    runner = runners.LocalRunner(
+      workdir, dataclasses.replace(experiment.runner, jail=jail), folder if content else None
+    )
+    display.start_cycle(0, 1, None)
+    return runner.run(job, display.progress)
+
+
+def _read(workdir: str) -> tuple[tuple[Outcome, ...], config.Experiment]:
+  with archives.OrbaxArchive.open_read_only(pathlib.Path(workdir)) as archive:
+    return archive.outcomes(), archive.experiment
+
+
+def _named(argument: str, outcomes: Sequence[Outcome]) -> Outcome:
+  for outcome in outcomes:
+    if argument.lstrip('#') == str(outcome.id) or argument == outcome.proposal.name:
+      return outcome
+  last = max((outcome.id for outcome in outcomes), default=None)
+  raise UsageError(
+    f'{argument!r} is neither an id nor a name in this archive; '
+    + (f'ids run from 0 to {last}' if last is not None else 'it is empty')
+  )
+
+
+def _stop_without_baseline(outcome: Outcome, experiment: config.Experiment) -> None:
+  if outcome.id == 0 and isinstance(outcome, Rejection):
+    raise UsageError(
+      f'the baseline {experiment.search.baseline} was rejected at {outcome.stage}: {outcome.reason}\n'
+      'without it nothing can be compared; change the setting that it names and use a new --workdir'
+    )
+
+
+def _again(values: flags.FlagValues) -> str:
+  return ' '.join(['asiarch search', *sys.argv[2:]])
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+  """Lets SIGTERM end a run as Ctrl-C does."""
+
+  def interrupt(number: int, frame: types.FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+  before = signal.signal(signal.SIGTERM, interrupt)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,52 @@
+"""Is it better, by how much, and how sure is that: the paired comparison with the baseline."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from scipy import stats
+
+from asiarch_jax.evidence.noise import Noise
+from asiarch_jax.evidence.pairing import pairs
+from asiarch_jax.records import Evidence, TrainSummary
+
+ROUNDING = 1e-9  # bits per byte: differences that agree to this are one number, not a sample of noise
+
+
+def improvement(
+  candidate: TrainSummary, baseline: TrainSummary, *, noise: Noise | None = None, level: float = 0.95
+) -> Evidence | None:
+  """Returns the mean improvement over the baseline in test bits per byte with its t interval, paired by seed.
+
+  `probability_better` is the mass above zero of the t posterior (flat prior on the mean and on the log of the
+  variance), so it stands in the same relation to the interval whatever the number of pairs. Pairs that lost a replica
+  to divergence are dropped and counted (`pairing.pairs` names them); None comes back when none is left.
+
+  One pair, or pairs that agree to rounding, carry no measure of noise. Then the rung's noise floor decides if it is
+  given: sqrt(2) times the deviation of one replica, with its degrees of freedom, which takes no credit for pairing.
+  Without it the interval is infinite and the probability one half: nothing is known. Differences that are all zero are
+  the exception: the candidate reproduces the baseline, the interval is [0, 0].
+  """
+  paired = pairs(candidate, baseline)
+  if not paired.differences:
+    return None
+  evidence = of_differences(np.asarray(paired.differences), noise=noise, level=level)
+  return dataclasses.replace(evidence, dropped=len(paired.dropped))
+
+
+def of_differences(differences: np.ndarray, *, noise: Noise | None = None, level: float = 0.95) -> Evidence:
+  """Returns the evidence of at least one finite difference, baseline minus candidate."""
+  count, mean = len(differences), float(np.mean(differences))
+  if not np.any(differences):
+    return Evidence(0.0, 0.0, 0.0, 0.5, count)
+  if np.ptp(differences) > ROUNDING:
+    deviation, freedom = float(np.std(differences, ddof=1)), count - 1
+  elif noise is not None and noise.sd > 0:
+    deviation, freedom = math.sqrt(2.0) * noise.sd, noise.freedom
+  else:
+    return Evidence(mean, -math.inf, math.inf, 0.5, count)
+  error = deviation / math.sqrt(count)
+  margin = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+  return Evidence(mean, mean - margin, mean + margin, float(stats.t.cdf(mean / error, freedom)), count)

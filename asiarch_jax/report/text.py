@@ -1,0 +1,214 @@
+"""The archive in words: leaderboard, tree, one outcome, what was learned. Pure functions from outcomes to renderables.
+
+Everything that a proposal wrote (name, motivation, source) is shown as plain text, never interpreted as markup.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from asiarch_jax.records import Entry, Outcome, Rejection, entries_of, to_json
+
+
+def test_bits(entry: Entry) -> float:
+  """Returns the mean test bits per byte over the chosen replicas; nan when none was measured."""
+  bits = [replica.test_bits for replica in entry.training.chosen if np.isfinite(replica.test_bits)]
+  return float(np.mean(bits)) if bits else float('nan')
+
+
+def ranked(outcomes: Sequence[Outcome]) -> list[Entry]:
+  """Returns the entries by test bits per byte, best first."""
+  return sorted(entries_of(outcomes), key=lambda entry: (np.isnan(test_bits(entry)), test_bits(entry), entry.id))
+
+
+def verdict(entry: Entry) -> str:
+  """Returns what the interval of an entry's improvement lets one say."""
+  if entry.evidence is None:
+    return 'reference'
+  if entry.evidence.low > 0:
+    return 'better'
+  return 'worse' if entry.evidence.high < 0 else 'not distinguishable'
+
+
+def leaderboard(outcomes: Sequence[Outcome], limit: int = 20) -> RenderableType:
+  """Returns the table of the best entries, with the interval of each improvement over the baseline."""
+  table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+  for name, justify in (
+    ('#', 'right'),
+    ('mixer', 'left'),
+    ('bits/byte', 'right'),
+    ('better by', 'right'),
+    ('95 % interval', 'center'),
+    ('verdict', 'left'),
+    ('fitness', 'right'),
+    ('params', 'right'),
+    ('FLOPs/token', 'right'),
+  ):
+    table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+  for entry in ranked(outcomes)[:limit]:
+    evidence, said = entry.evidence, verdict(entry)
+    label = entry.proposal.name if entry.role == 'candidate' else f'{entry.proposal.name} ({entry.role})'
+    table.add_row(
+      str(entry.id),
+      Text(label, overflow='ellipsis'),
+      f'{test_bits(entry):.4f}',
+      f'{evidence.improvement:+.4f}' if evidence else '',
+      f'{evidence.low:+.4f} .. {evidence.high:+.4f}' if evidence else '',
+      Text(said, style={'better': 'green', 'worse': 'red'}.get(said, 'dim')),
+      f'{entry.fitness.total:.3f}' if entry.fitness else '',
+      f'{entry.training.parameters:,}',
+      f'{entry.training.flops_per_token:,.0f}',
+    )
+  return table
+
+
+def tree(outcomes: Sequence[Outcome]) -> RenderableType:
+  """Returns the lineage: every entry under its parent, rejections as leaves."""
+  root = Tree('archive')
+  nodes: dict[int, Tree] = {}
+  for outcome in sorted(outcomes, key=lambda outcome: outcome.id):
+    label = Text(f'#{outcome.id} {outcome.proposal.name}')
+    if isinstance(outcome, Rejection):
+      label.append(f'  {outcome.stage}', style='dim')
+    elif outcome.evidence is not None:
+      said = verdict(outcome)
+      style = {'better': 'green', 'worse': 'red'}.get(said, '')
+      label.append(f'  {outcome.evidence.improvement:+.4f}', style=style)
+    parent = nodes.get(outcome.proposal.parent_id) if outcome.proposal.parent_id is not None else None
+    nodes[outcome.id] = (parent or root).add(label)
+  return root
+
+
+def outcome_page(outcome: Outcome, outcomes: Sequence[Outcome], *, source: bool = False, diff: bool = False):
+  """Returns everything about one outcome; `source` adds its text, `diff` the difference to its parent."""
+  by_id = {other.id: other for other in outcomes}
+  proposal = outcome.proposal
+  parts: list[RenderableType] = [
+    Text(f'#{outcome.id} {proposal.name}', style='bold'),
+    Text(f'{type(outcome).__name__.lower()} · {proposal.author} · {proposal.operator}', style='dim'),
+  ]
+  if proposal.parent_id is not None:
+    borrowed = ', '.join(f'#{other}' for other in proposal.reference_ids) or 'nothing'
+    parent = by_id.get(proposal.parent_id)
+    parts.append(Text(f'child of #{proposal.parent_id} {parent.proposal.name if parent else ""}; saw {borrowed}'))
+  parts.append(Panel(Text(proposal.motivation), title='motivation', title_align='left'))
+  if isinstance(outcome, Rejection):
+    parts.append(Text(f'rejected at {outcome.stage}: {outcome.reason}', style='red'))
+  else:
+    parts += _measurements(outcome)
+  parts += [
+    Text(
+      f'{"ok  " if finding.passed else "FAIL"} {finding.check}: {finding.detail}', style='' if finding.passed else 'red'
+    )
+    for finding in outcome.findings
+  ]
+  if isinstance(outcome, Entry) and outcome.analysis:
+    for name in ('design', 'results', 'expectation', 'explanation', 'synthesis'):
+      parts.append(Panel(Text(getattr(outcome.analysis, name)), title=name, title_align='left'))
+    parts += [Text(f'lesson: {lesson}') for lesson in outcome.analysis.lessons]
+  if source:
+    parts.append(Syntax(proposal.source, 'python', background_color='default'))
+  if diff:
+    parent = by_id.get(proposal.parent_id) if proposal.parent_id is not None else None
+    parts.append(Syntax(source_diff(outcome, parent), 'diff', background_color='default'))
+  return Group(*parts)
+
+
+def source_diff(outcome: Outcome, parent: Outcome | None) -> str:
+  """Returns the unified diff from the parent's source, or a line that says there is no parent."""
+  if parent is None:
+    return f'# #{outcome.id} has no parent in the archive\n'
+  return ''.join(
+    difflib.unified_diff(
+      parent.proposal.source.splitlines(keepends=True),
+      outcome.proposal.source.splitlines(keepends=True),
+      f'#{parent.id} {parent.proposal.name}',
+      f'#{outcome.id} {outcome.proposal.name}',
+    )
+  )
+
+
+def _measurements(entry: Entry) -> list[RenderableType]:
+  table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+  for name in ('seed', 'learning rate', 'validation', 'test', 'last loss'):
+    table.add_column(name, justify='right')
+  for replica in entry.training.replicas:
+    table.add_row(
+      str(replica.seed),
+      f'{replica.learning_rate:g}',
+      f'{replica.validation_bits:.4f}',
+      f'{replica.test_bits:.4f}',
+      'diverged' if replica.diverged else f'{replica.losses[-1]:.4f}' if replica.losses else '',
+    )
+  training, lines = entry.training, [f'{score.task} {score.value:.4f} ± {score.stderr:.4f}' for score in entry.scores]
+  if entry.evidence:
+    e = entry.evidence
+    lines.insert(
+      0,
+      f'better than the baseline by {e.improvement:+.4f} bits/byte, 95 % interval {e.low:+.4f} .. {e.high:+.4f} '
+      f'over {e.replicas} pairs: {verdict(entry)}',
+    )
+  if entry.fitness:
+    terms = ', '.join(
+      f'{name} {value:.3f}'
+      for name in ('loss', 'tasks', 'judge')
+      if (value := getattr(entry.fitness, name)) is not None
+    )
+    lines.append(f'fitness {entry.fitness.total:.3f} ({terms})')
+  if entry.judgement:
+    lines.append(f'judged {entry.judgement.score:.2f}/10: {entry.judgement.reason}')
+  lines.append(
+    f'{training.parameters:,} parameters (feed-forward {training.mlp_width}), {training.flops_per_token:,.0f} '
+    f'FLOPs/token, {training.state_bytes:,} state bytes, {training.tokens_per_second:,.0f} tokens/s'
+  )
+  return [table, *(Text(line) for line in lines)]
+
+
+def summary(outcomes: Sequence[Outcome], baseline: str) -> RenderableType:
+  """Returns what a search came to: counts, rejections by stage, how many are shown better, what was learned."""
+  entries = [entry for entry in entries_of(outcomes) if entry.role == 'candidate']
+  rejections = Counter(outcome.stage for outcome in outcomes if isinstance(outcome, Rejection))
+  shown = [entry for entry in entries if verdict(entry) == 'better']
+  total = len(entries) + sum(rejections.values())
+  lines = [
+    f'{total} proposals: {len(entries)} measured, '
+    + (', '.join(f'{count} {stage}' for stage, count in rejections.most_common()) or 'none rejected')
+    + '.',
+    f'{len(shown)} of {len(entries)} better than {baseline} with an interval that excludes zero '
+    '(each interval by itself; the best of many looks better than it is).',
+  ]
+  lessons = learned(outcomes)
+  parts: list[RenderableType] = [Text(line) for line in lines]
+  if lessons:
+    parts.append(Text('\nWhat was learned', style='bold'))
+    parts += [Text(f'  {lesson}') for lesson in lessons]
+  return Group(*parts)
+
+
+def learned(outcomes: Sequence[Outcome], limit: int = 8) -> list[str]:
+  """Returns the newest distinct lessons of the analyses: what helps and hurts before what is unclear."""
+  order = {'helps': 0, 'hurts': 1}
+  newest: dict[str, str] = {}
+  for entry in entries_of(outcomes):
+    for lesson in entry.analysis.lessons if entry.analysis else ():
+      newest[lesson.partition(' (')[0]] = lesson
+  return sorted(newest.values(), key=lambda lesson: order.get(lesson.partition(':')[0], 2))[:limit]
+
+
+def as_json(outcomes: Sequence[Outcome]) -> list[dict]:
+  """Returns the outcomes as JSON values, best entries first, rejections last, each with its verdict."""
+  rejected = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
+  return [
+    {**to_json(entry), 'test_bits': test_bits(entry), 'verdict': verdict(entry)} for entry in ranked(outcomes)
+  ] + [to_json(outcome) for outcome in rejected]

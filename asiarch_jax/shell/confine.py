@@ -1,0 +1,137 @@
+"""Starts a worker under limits, and stays as its warden. Run as a script, `python -I confine.py SPECIFICATION`.
+
+Nothing of the package is imported: this runs before the jail closes and must start in milliseconds. The specification
+is the JSON of `sandbox.launch`: the jail, the command, the resource limits, and for sandlock what may be read and written. With bubblewrap this process becomes bubblewrap. With sandlock, or without a
+jail, it stays: it is the subreaper of all that the worker starts, ends it when the worker ends or when the controller
+dies, and ends with the worker's status (128 + n after signal n).
+"""
+
+import contextlib
+import ctypes
+import importlib.machinery
+import json
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+
+PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 24, 36, 38
+# Landlock rules over contents and names, not over modes, owners, times and attributes: those calls are refused.
+UNGOVERNED = [
+  *('chmod', 'fchmod', 'fchmodat', 'fchmodat2', 'chown', 'fchown', 'lchown', 'fchownat'),
+  *('utime', 'utimes', 'utimensat', 'futimesat'),
+  *('setxattr', 'lsetxattr', 'fsetxattr', 'removexattr', 'lremovexattr', 'fremovexattr'),
+]
+CAPABILITY_VERSION_3 = 0x20080522
+
+
+def main(text):
+  spec = json.loads(text)
+  libc = ctypes.CDLL(None, use_errno=True)
+  stays = spec['jail'] != 'bubblewrap'
+  libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM if stays else signal.SIGKILL, 0, 0, 0)
+  if os.getppid() != spec['parent']:
+    sys.exit('the controller ended while its worker was starting')
+  for name, value in spec['limits'].items():
+    kind = getattr(resource, name)
+    hard = resource.getrlimit(kind)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+  if not stays:
+    become_bubblewrap(spec)
+  libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+  processes = neighbour('processes')
+
+  def end(*_):
+    end_family(processes)
+    os._exit(128 + signal.SIGTERM)
+
+  signal.signal(signal.SIGTERM, end)
+  drop_privileges(libc, spec)
+  status = under_sandlock(spec) if spec['jail'] == 'sandlock' else unjailed(spec)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  end_family(processes)
+  os._exit(status)
+
+
+def neighbour(name):
+  """Returns a module of this folder, loaded by its path: the package is not on this script's path."""
+  loader = importlib.machinery.SourceFileLoader(name, str(pathlib.Path(__file__).with_name(f'{name}.py')))
+  module = types.ModuleType(name)
+  sys.modules[name] = module  # dataclasses look their module up
+  loader.exec_module(module)
+  return module
+
+
+def become_bubblewrap(spec):
+  """Replaces this process by bubblewrap, with the system-call filter in a memory file."""
+  command = spec['command']
+  if spec['filter']:
+    descriptor = os.memfd_create('filter', 0)
+    os.write(descriptor, bytes.fromhex(spec['filter']))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    command = [command[0], '--seccomp', str(descriptor), *command[1:]]
+  os.execv(command[0], command)
+
+
+def drop_privileges(libc, spec):
+  """As root: gives up the uid if another one can read what a worker needs, else every capability but the uid."""
+  libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+  if os.geteuid() != 0:
+    return
+  if spec['uid']:
+    os.setgroups([])
+    os.setresgid(spec['uid'], spec['uid'], spec['uid'])
+    os.setresuid(spec['uid'], spec['uid'], spec['uid'])
+    return
+  for capability in range(64):
+    libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+  header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+  if libc.capset(header, (ctypes.c_uint32 * 6)()) != 0:
+    sys.exit('capabilities could not be dropped')
+
+
+def under_sandlock(spec):
+  """Returns the status of the worker under Landlock and seccomp."""
+  import sandlock
+
+  jail = sandlock.Sandbox(
+    fs_readable=spec['readable'],
+    fs_writable=spec['writable'],
+    extra_deny_syscalls=UNGOVERNED,
+    max_processes=spec['processes'],
+    clean_env=False,
+    cwd=spec['directory'],
+  )
+  child = jail.popen(spec['command'])
+  results = []
+  waiter = threading.Thread(target=lambda: results.append(child.wait()), daemon=True)
+  waiter.start()
+  while waiter.is_alive():
+    waiter.join(0.5)  # returns at once when it ends; the timeout lets a signal handler run
+  number = getattr(results[0], 'signal', None)
+  return 128 + number if number and number > 0 else results[0].exit_code & 255
+
+
+def unjailed(spec):
+  """Returns the status of the worker without a jail."""
+  status = subprocess.Popen(spec['command'], cwd=spec['directory']).wait()
+  return status if status >= 0 else 128 - status
+
+
+def end_family(processes):
+  """Kills all that the worker left behind; this process is their subreaper."""
+  while below := processes.family(os.getpid()):
+    for one in below:
+      with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(one.pid, signal.SIGKILL)
+    time.sleep(0.002)
+
+
+if __name__ == '__main__':
+  main(sys.argv[1])

@@ -1,0 +1,525 @@
+"""Runs a job in a jailed child process, holds the clock, and keeps its result.
+
+    <workdir>/jobs/<key>/  job.json  mixer.py   what the worker reads
+                           out/                 all it can write, removed when the job is done
+                           log.txt              what it printed, cut to the limit
+                           lock  worker.json    who runs it: a lock that dies with its controller
+                           arrays.npz done.json the accepted result; out of a worker's reach
+
+A job that has done.json is not run again. Everything a worker leaves is read as hostile data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import secrets
+import select
+import shutil
+import stat
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from asiarch_jax import config
+from asiarch_jax.records import Failure, Job, JobResult, Progress, Timing, from_json, to_json
+from asiarch_jax.shell import jobfolder, processes, sandbox
+
+LOOK_SECONDS = 0.05  # between two looks at a worker
+FAMILY_SECONDS = 0.25  # between two looks for new processes and at what was written
+LINES_PER_SECOND = 10  # of progress handed on
+PROGRESS_BYTES = 64 << 10  # read of progress at one look; older lines are skipped
+LINGER_SECONDS = 5.0  # a worker may live after it wrote its result
+FILES = 10_000  # that a job may write
+REASON_LINES = 40  # of the log that go into a failure
+TEXT_CHARACTERS = 120  # of a text in progress: it goes to a terminal
+
+OnProgress = Callable[[Progress], None]
+
+
+class LocalRunner:
+  """Runs jobs on this machine, one at a time in a thread; several runners may share a workdir.
+
+  Args:
+    workdir: where the job folders are kept.
+    settings: limits and jail; `jail` 'auto' is resolved when a first job runs.
+    corpus_path: the folder of the token array, None for jobs that read none.
+    python: the interpreter of workers.
+    worker_module: what is run with -m.
+    on_log: is given each line that a worker prints, cleaned of control characters.
+  """
+
+  def __init__(
+    self,
+    workdir: str | os.PathLike[str],
+    settings: config.Runner,
+    corpus_path: str | os.PathLike[str] | None = None,
+    *,
+    python: str = sys.executable,
+    worker_module: str = 'asiarch_jax.worker',
+    on_log: Callable[[str], None] | None = None,
+  ):
+    self._jobs = pathlib.Path(workdir).resolve() / 'jobs'
+    self._settings = settings
+    self._corpus = pathlib.Path(corpus_path).resolve() if corpus_path else None
+    self._python = python
+    self._module = worker_module
+    self._on_log = on_log
+    self._jail = ''
+    self.reaped = reap_orphans(self._jobs)
+
+  def run(self, job: Job, on_progress: OnProgress | None = None) -> JobResult:
+    """Returns a job's result; one that was reached before is not computed again.
+
+    Raises:
+      RuntimeError: no jail works here, or the worker ended before it read its job (a fault of the installation).
+      OSError: the workdir cannot be written.
+    """
+    folder = self._jobs / job.key
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / 'lock'):
+      stored = _stored(folder, self._limits(job))
+      if stored is not None:
+        return stored
+      self._jail = self._jail or sandbox.choose(self._settings.jail)
+      return self._run_new(job, folder, on_progress)
+
+  def arrays(self, key: str) -> Mapping[str, Any]:
+    """Returns the arrays that the job left, empty when it failed.
+
+    Raises:
+      KeyError: no finished job has this key.
+      ValueError: the file was changed since.
+    """
+    folder = self._jobs / key
+    done = _read_done(folder)
+    if not key or done is None:
+      raise KeyError(f'no finished job {key!r} under {self._jobs}')
+    if not done['arrays_sha256']:
+      return {}
+    return _checked_arrays(folder / 'arrays.npz', done['arrays_sha256'], jobfolder.ARRAYS_BYTES)
+
+  def _limits(self, job: Job) -> dict[str, float]:
+    settings = self._settings
+    return {
+      'wall_seconds': min(job.limits.wall_seconds, settings.wall_seconds),
+      'heartbeat_seconds': settings.heartbeat_seconds,
+      'memory_gib': settings.memory_gib,
+      'processes': settings.processes,
+      'file_mib': settings.file_mib,
+    }
+
+  def _run_new(self, job: Job, folder: pathlib.Path, on_progress: OnProgress | None) -> JobResult:
+    out = folder / 'out'
+    for leftover in (folder / 'done.json', folder / 'arrays.npz'):
+      leftover.unlink(missing_ok=True)
+    _remove_tree(out)
+    jobfolder.write_job(folder, job)
+    out.mkdir(mode=0o700)
+    limits = self._limits(job)
+    cell = sandbox.Cell(
+      job=folder,
+      out=out,
+      corpus=self._corpus,
+      packages=sandbox.packages_of(self._module),
+      settings=self._settings,
+      wall_seconds=limits['wall_seconds'],
+      python=self._python,
+    )
+    began = time.time()
+    with _Worker(self._jail, cell, self._module, self._on_log) as worker:
+      failure = worker.watch(limits, on_progress)
+    (folder / 'log.txt').write_text(worker.log)
+    if worker.never_began:
+      raise RuntimeError(
+        f'the worker {sandbox.status_text(worker.status)} before it read its job; it said:\n{worker.log[-2000:]}\n'
+        f'run `{self._python} -m {self._module} --help` by hand, or raise runner.memory_gib'
+      )
+    result, arrays_sha256 = _accept(job, out, worker, failure, self._settings)
+    if result.failure is not None and not result.failure.log:
+      tail = '\n'.join(worker.log.splitlines()[-REASON_LINES:])
+      result = dataclasses.replace(result, failure=dataclasses.replace(result.failure, log=tail))
+    if result.timing == Timing():
+      wall = time.time() - began
+      result = dataclasses.replace(result, timing=Timing(wall, 0.0, wall * self._settings.host_devices, began))
+    if not worker.ended_from_outside(result):
+      if arrays_sha256:
+        os.replace(out / 'arrays.npz', folder / 'arrays.npz')
+      caused = result.failure is not None and result.failure.kind in ('time', 'memory', 'killed')
+      done = {'result': to_json(result), 'arrays_sha256': arrays_sha256, 'limits': limits if caused else None}
+      jobfolder.replace(folder / 'done.json', json.dumps(done).encode())
+    _remove_tree(out)
+    (folder / 'worker.json').unlink(missing_ok=True)
+    return result
+
+
+class _Worker:
+  """A running worker. Leaving the context kills all of it."""
+
+  def __init__(self, jail: str, cell: sandbox.Cell, module: str, on_log: Callable[[str], None] | None):
+    job, out, corpus = cell.seen(jail)
+    arguments = ['-m', module, f'--job={job}', f'--out={out}', f'--corpus={corpus}']
+    self._command, self._environment = sandbox.launch(jail, cell, arguments)
+    self._cell = cell
+    self._log = _Log(int(cell.settings.log_kib * 1024), on_log)
+    self._progress = _ProgressFile(cell.out / 'progress.jsonl')
+    self._process: subprocess.Popen[bytes] | None = None
+    self._read = False
+    self._family: tuple[processes.Process, ...] = ()
+    self._stdin = -1
+    self.secret = secrets.token_hex(32)
+    self.killed = False
+    self.status = 0
+
+  def __enter__(self) -> _Worker:
+    self._stdin, writer = os.pipe()
+    try:
+      self._process = subprocess.Popen(
+        self._command,
+        stdin=self._stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=self._environment,
+        cwd='/',
+        start_new_session=True,
+      )
+      started = processes.process(self._process.pid)
+      who = {'pid': self._process.pid, 'started': started.started if started else 0}
+      jobfolder.replace(self._cell.job / 'worker.json', json.dumps(who).encode())
+      self._log.follow(self._process)
+      os.write(writer, f'{self.secret}\n'.encode())  # far below a pipe's size: never blocks
+    except BaseException:
+      self.__exit__()
+      raise
+    finally:
+      os.close(writer)
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    if self._process is not None:
+      if self._process.poll() is None:
+        processes.kill_family(self._process.pid)
+      # Should its warden have been killed, nothing below it is a family any more.
+      processes.kill_remembered(self._family)
+      self.status = self._process.wait()
+      self._log.finish()
+    self._look_at_stdin(final=True)
+    os.close(self._stdin)
+
+  @property
+  def log(self) -> str:
+    return self._log.text()
+
+  @property
+  def never_began(self) -> bool:
+    """Whether it ended by itself with its secret unread: nothing of the proposal had been loaded."""
+    return not self._read and not self.killed
+
+  def ended_from_outside(self, result: JobResult) -> bool:
+    """Whether somebody else killed it: the next run of the job may well succeed."""
+    by_signal = self.status in (128 + 9, 128 + 15, -9, -15)
+    return not self.killed and by_signal and result.failure is not None and result.failure.kind == 'killed'
+
+  def watch(self, limits: Mapping[str, float], on_progress: OnProgress | None) -> Failure | None:
+    """Waits for the end; returns why the worker had to be killed, None when it ended by itself."""
+    assert self._process is not None
+    pid, settings = self._process.pid, self._cell.settings
+    began = beat = time.monotonic()
+    looked = float('-inf')
+    finished: float | None = None
+    while True:
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        self._process.wait(LOOK_SECONDS)
+      now = time.monotonic()
+      self._look_at_stdin()
+      if self._progress.grew():
+        beat = now
+      for progress in self._progress.lines(now):
+        if on_progress is not None:
+          on_progress(progress)
+      if self._process.poll() is not None:
+        return None
+      overrun = None
+      if now - looked >= FAMILY_SECONDS:
+        looked = now
+        self._family = processes.family(pid)
+        overrun = _too_much(self._family, self._cell.out, settings)
+        if finished is None and os.path.lexists(self._cell.out / 'result.json'):
+          finished = now
+      if finished is not None and now - finished > LINGER_SECONDS:
+        self.killed = True
+        return None
+      resident = processes.resident_bytes(one.pid for one in self._family)
+      if resident > settings.memory_gib * 2**30:
+        overrun = Failure(
+          'memory', f'held {resident / 2**30:.2f} GiB, more than runner.memory_gib = {settings.memory_gib:g}'
+        )
+      elif now - began > limits['wall_seconds']:
+        overrun = Failure('time', f'ran for more than {limits["wall_seconds"]:g} s of wall clock')
+      elif now - beat > limits['heartbeat_seconds']:
+        overrun = Failure('time', f'was silent for more than runner.heartbeat_seconds = {settings.heartbeat_seconds:g}')
+      if overrun is not None:
+        self.killed = True
+        return overrun
+
+  def _look_at_stdin(self, final: bool = False) -> None:
+    """Notes whether the secret was read. Unread means that it still lies there, whole, when all is over."""
+    if self._read:
+      return
+    waiting = struct.unpack('i', fcntl.ioctl(self._stdin, termios.FIONREAD, b'\0' * 4))[0]
+    if waiting == 0:
+      self._read = True
+    elif final:
+      self._read = os.read(self._stdin, waiting) != f'{self.secret}\n'.encode()
+
+
+class _Log:
+  """The output of a worker: read without end so that it never blocks, kept at both ends only."""
+
+  def __init__(self, limit: int, on_line: Callable[[str], None] | None):
+    self._half = max(1, limit // 2)
+    self._head, self._tail = b'', b''
+    self._dropped = 0
+    self._on_line = on_line
+    self._line = b''
+    self._thread: threading.Thread | None = None
+    self._stop = threading.Event()
+
+  def follow(self, process: subprocess.Popen[bytes]) -> None:
+    assert process.stdout is not None
+    self._stream = process.stdout
+    os.set_blocking(process.stdout.fileno(), False)
+    self._thread = threading.Thread(target=self._pump, daemon=True)
+    self._thread.start()
+
+  def finish(self) -> None:
+    """Takes what still lies in the pipe and closes it, though some process may hold its other end."""
+    if self._thread is not None:
+      self._stop.set()
+      self._thread.join()
+      self._stream.close()
+
+  def text(self) -> str:
+    gap = f'\n... {self._dropped} bytes left out ...\n' if self._dropped else ''
+    return clean(self._head.decode(errors='replace') + gap + self._tail.decode(errors='replace'))
+
+  def _pump(self) -> None:
+    descriptor = self._stream.fileno()
+    while True:
+      stopping = self._stop.is_set()
+      readable, _, _ = select.select([descriptor], [], [], 0 if stopping else 0.1)
+      if not readable:
+        if stopping:
+          return
+        continue
+      chunk = os.read(descriptor, 1 << 16)
+      if not chunk:
+        return
+      self._keep(chunk)
+
+  def _keep(self, chunk: bytes) -> None:
+    room = self._half - len(self._head)
+    self._head += chunk[:room]
+    tail = self._tail + chunk[max(room, 0) :]
+    cut = max(0, len(tail) - self._half)
+    self._dropped += cut
+    self._tail = tail[cut:]
+    if self._on_line is not None and not self._dropped:
+      *lines, self._line = (self._line + chunk).split(b'\n')
+      for line in lines:
+        self._on_line(clean(line.decode(errors='replace')))
+
+
+class _ProgressFile:
+  """The tail of progress.jsonl, which the worker, or what it runs, may fill with anything at any speed."""
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    self._offset = self._size = 0
+    self._rest = b''
+    self._tokens = float(LINES_PER_SECOND)
+    self._filled = 0.0
+
+  def grew(self) -> bool:
+    """Returns whether the file changed its size since the last call: the heartbeat."""
+    try:
+      size = os.lstat(self._path).st_size
+    except OSError:
+      return False
+    before, self._size = self._size, size
+    return size != before
+
+  def lines(self, now: float) -> list[Progress]:
+    """Returns the newest new records, at most LINES_PER_SECOND in the mean, their texts cut and cleaned."""
+    self._tokens = min(LINES_PER_SECOND, self._tokens + (now - self._filled) * LINES_PER_SECOND)
+    self._filled = now
+    count = int(self._tokens)
+    if count < 1 or self._size == self._offset:
+      return []
+    *lines, self._rest = (self._rest + self._more()).split(b'\n')
+    self._rest = self._rest[-jobfolder.LINE_BYTES :]
+    records = [record for line in lines[-count:] if (record := jobfolder.parse_progress(line)) is not None]
+    self._tokens -= len(records)
+    return [
+      dataclasses.replace(record, stage=clean(record.stage, TEXT_CHARACTERS), note=clean(record.note, TEXT_CHARACTERS))
+      for record in records
+    ]
+
+  def _more(self) -> bytes:
+    try:
+      descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+      return b''
+    try:
+      status = os.fstat(descriptor)
+      if not stat.S_ISREG(status.st_mode):
+        return b''
+      # A flood is skipped, and so is a file that was cut shorter.
+      start = max(min(self._offset, status.st_size), status.st_size - PROGRESS_BYTES)
+      if start != self._offset:
+        self._rest = b''
+      data = os.pread(descriptor, PROGRESS_BYTES, start)
+      self._offset = start + len(data)
+      return data
+    finally:
+      os.close(descriptor)
+
+
+def clean(text: str, characters: int | None = None) -> str:
+  """Returns a text without control characters (a terminal would obey them), cut to a length.
+
+  >>> clean('loss \x1b[31mred\r')
+  'loss [31mred'
+  """
+  text = ''.join(one for one in text if one.isprintable() or one in '\n\t')
+  return text if characters is None else text.replace('\n', ' ')[:characters]
+
+
+def _too_much(family: tuple[processes.Process, ...], out: pathlib.Path, settings: config.Runner) -> Failure | None:
+  """Returns why a family of processes is stopped, None while it stays within its limits."""
+  threads = sum(one.threads for one in family)
+  if threads > settings.processes:
+    return Failure('killed', f'ran {threads} processes and threads, more than runner.processes = {settings.processes}')
+  named = processes.tree_bytes(out, FILES)
+  if named is None:
+    return Failure('killed', f'wrote more than {FILES} files, or folders in folders without end')
+  written = named + processes.nameless_bytes(one.pid for one in family)
+  if written > settings.file_mib * 2**20:
+    size = f'{written / 2**20:.0f} MiB'
+    return Failure('killed', f'wrote {size}, more than runner.file_mib = {settings.file_mib:g}')
+  return None
+
+
+def _accept(
+  job: Job, out: pathlib.Path, worker: _Worker, failure: Failure | None, settings: config.Runner
+) -> tuple[JobResult, str]:
+  """Returns the sealed result and the hash of its arrays, or the failure that stands for them."""
+  if failure is not None:
+    return JobResult(job.key, failure=failure), ''
+  try:
+    result, arrays_sha256 = jobfolder.read_result(out, worker.secret)
+    if result.key != job.key:
+      raise jobfolder.ForgedResultError(f'the result is of job {result.key}, not of {job.key}')
+    _checked_arrays(out / 'arrays.npz', arrays_sha256, int(settings.file_mib * 2**20))
+  except FileNotFoundError as error:
+    missing = pathlib.Path(str(error.filename)).name
+    reason = f'the worker {sandbox.status_text(worker.status)} and left no {missing}'
+    return JobResult(job.key, failure=Failure('killed', reason)), ''
+  except jobfolder.ForgedResultError as error:
+    return JobResult(job.key, failure=Failure('forged', str(error))), ''
+  return _cleaned(result), arrays_sha256
+
+
+def _cleaned(result: JobResult) -> JobResult:
+  """Returns a result whose sentences, which may quote the proposal, hold nothing that a terminal would obey."""
+  failure = result.failure
+  if failure is not None:
+    failure = Failure(failure.kind, clean(failure.reason), clean(failure.log))
+  findings = tuple(dataclasses.replace(finding, detail=clean(finding.detail)) for finding in result.findings)
+  return dataclasses.replace(result, failure=failure, findings=findings)
+
+
+def _checked_arrays(path: pathlib.Path, sha256: str, limit: int) -> dict[str, Any]:
+  data = jobfolder.read_untrusted(path, limit)
+  if hashlib.sha256(data).hexdigest() != sha256:
+    raise jobfolder.ForgedResultError(f'{path.name} is not the file that the result was sealed with')
+  return jobfolder.unpack(data)
+
+
+def _read_done(folder: pathlib.Path) -> dict[str, Any] | None:
+  try:
+    done = json.loads((folder / 'done.json').read_bytes())
+    return {'result': from_json(JobResult, done['result']), **{k: done[k] for k in ('arrays_sha256', 'limits')}}
+  except FileNotFoundError:
+    return None
+  except (ValueError, KeyError, TypeError):
+    return None  # written by another version: the job is run again
+
+
+def _stored(folder: pathlib.Path, limits: Mapping[str, float]) -> JobResult | None:
+  """Returns the result of an earlier run. A failure of too little time or memory holds under its own limits only."""
+  done = _read_done(folder)
+  if done is None or (done['limits'] is not None and done['limits'] != limits):
+    return None
+  return done['result']
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+  """Holds an advisory lock, which ends with this process however that ends; waits for another holder."""
+  with open(path, 'w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def reap_orphans(jobs: pathlib.Path) -> int:
+  """Kills the workers whose controller is dead and returns their number.
+
+  A controller that lives holds the lock of its job. A pid is trusted only with the start time that belongs to it.
+  """
+  reaped = 0
+  for note in sorted(jobs.glob('*/worker.json')):
+    with open(note.with_name('lock'), 'w') as lock:
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        continue
+      try:
+        who = json.loads(note.read_bytes())
+        pid, started = int(who['pid']), int(who['started'])
+      except (ValueError, KeyError, TypeError, FileNotFoundError):
+        continue
+      alive = processes.process(pid)
+      if alive is not None and alive.started == started:
+        processes.kill_family(pid)
+        reaped += 1
+      note.unlink(missing_ok=True)
+  return reaped
+
+
+def _remove_tree(folder: pathlib.Path) -> None:
+  """Removes what a worker wrote, however deep it is and whatever permissions it set.
+
+  Raises:
+    OSError: something of it cannot be removed.
+  """
+  if not os.path.lexists(folder):
+    return
+  with contextlib.suppress(OSError, RecursionError):
+    shutil.rmtree(folder)
+    return
+  # Deeper than a path may be long, or locked: the system's own tools walk by descriptor.
+  subprocess.run(['chmod', '-R', 'u+rwX', '--', str(folder)], capture_output=True)
+  subprocess.run(['rm', '-rf', '--', str(folder)], capture_output=True)
+  if os.path.lexists(folder):
+    raise OSError(f'{folder} cannot be removed; remove it by hand')

@@ -1,0 +1,480 @@
+"""Jails for untrusted source: which ones work on this host, what they do not stop, and how a worker is started in one.
+
+bubblewrap gives a worker its own process, network, mount and user namespaces; sandlock confines it by Landlock and
+seccomp where namespaces are forbidden; `none` runs it with your rights. Nothing about a host is assumed: `available`
+starts a process in each jail, and `weaknesses` lets one try what it must not be able to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import shutil
+import signal
+import site
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from asiarch_jax import config
+from asiarch_jax.shell import processes, seccomp
+
+JAILS = ('bubblewrap', 'sandlock')  # best first
+NOBODY = 65534
+OWN_PACKAGES = ('asiarch_jax', 'pallas_kernels')
+# What a program needs of /etc: how to link, and which locale and time.
+SYSTEM_FILES = ('/etc/ld.so.cache', '/etc/ld.so.conf', '/etc/ld.so.conf.d', '/etc/alternatives', '/etc/localtime')
+SYSTEM_FOLDERS = ('/usr', '/bin', '/sbin', '/lib', '/lib32', '/lib64', '/nix/store')
+DEVICES = ('/dev/null', '/dev/zero', '/dev/full', '/dev/random', '/dev/urandom')
+ACCELERATORS = ('nvidia*', 'accel*', 'vfio', 'kfd', 'dri')
+ACCELERATOR_VARIABLES = ('CUDA_', 'LD_LIBRARY_PATH', 'NVIDIA_', 'TPU_', 'XLA_PYTHON_CLIENT_')
+SCRATCH_BYTES = 256 << 20  # of each memory file system inside bubblewrap
+OPEN_FILES = 1024
+# Threads reserve address space that they never touch: 8 MiB of stack and up to 64 MiB of allocator arena each.
+ADDRESS_SLACK_BYTES = 12 << 30
+PROBE_SECONDS = 20
+ADVICE = (
+  'install one (`apt install bubblewrap`, or `pip install sandlock` on Linux 6.12 or newer), '
+  'or accept with --config.runner.jail=none that proposed source runs with your rights'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """What one worker may see and use. Paths are of the host; `packages` are the folders or files of Python source."""
+
+  job: pathlib.Path
+  out: pathlib.Path
+  corpus: pathlib.Path | None
+  packages: tuple[pathlib.Path, ...]
+  settings: config.Runner
+  wall_seconds: float
+  python: str = sys.executable
+
+  def seen(self, jail: str) -> tuple[str, str, str]:
+    """Returns the names that job, out and corpus have for the worker."""
+    if jail == 'bubblewrap':
+      return '/job', '/out', '/corpus' if self.corpus else ''
+    return str(self.job), str(self.out), str(self.corpus or '')
+
+
+def launch(jail: str, cell: Cell, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+  """Returns the command and the whole environment that run `python *arguments` in a jail.
+
+  The command must be started by the process that will wait for it: it ends when that thread does.
+  """
+  environment = _environment(jail, cell)
+  worker = [cell.python, *arguments]
+  specification: dict[str, Any] = {
+    'jail': jail,
+    'parent': os.getpid(),
+    'limits': _limits(cell),
+    'processes': cell.settings.processes,
+    'directory': str(cell.out),
+    'command': worker,
+    'filter': '',
+    'uid': 0,
+    'readable': [],
+    'writable': [],
+  }
+  if jail == 'bubblewrap':
+    filter_ = seccomp.program()
+    specification['filter'] = filter_.hex() if filter_ else ''
+    specification['command'] = _bubblewrap(cell, environment, worker)
+  elif jail == 'sandlock':
+    specification['readable'] = [
+      *_existing((*SYSTEM_FOLDERS, *SYSTEM_FILES)),
+      '/proc',
+      *_devices(cell),
+      *_private(cell),
+    ]
+    specification['readable'] += _existing([str(cell.job / name) for name in ('job.json', 'mixer.py', 'lib')])
+    specification['writable'] = [str(cell.out), '/dev/null']
+    specification['uid'] = _spare_uid(cell)
+  # -S: no site-packages, which would double the start; sandlock is one of them.
+  flags = ['-I'] if jail == 'sandlock' else ['-I', '-S']
+  script = str(pathlib.Path(__file__).with_name('confine.py'))
+  return [sys.executable, *flags, script, json.dumps(specification)], environment
+
+
+def _environment(jail: str, cell: Cell) -> dict[str, str]:
+  """Returns all variables of a worker: an allow list, since a key may hide under any name."""
+  settings = cell.settings
+  roots = (
+    [str(_linked_packages(cell))] if jail == 'sandlock' else list(dict.fromkeys(str(p.parent) for p in cell.packages))
+  )
+  out = cell.seen(jail)[1]
+  environment = {
+    'PATH': '/usr/bin:/bin',
+    'HOME': out,
+    'TMPDIR': '/tmp' if jail == 'bubblewrap' else out,
+    'LANG': 'C.UTF-8',
+    'PYTHONPATH': os.pathsep.join(roots),
+    'PYTHONDONTWRITEBYTECODE': '1',
+    'PYTHONUNBUFFERED': '1',
+    'PYTHONNOUSERSITE': '1',
+    'PYTHONHASHSEED': '0',
+    'JAX_ENABLE_COMPILATION_CACHE': 'false',  # a shared one would let proposals poison each other's programs
+    'TF_CPP_MIN_LOG_LEVEL': '2',
+  }
+  if settings.platform:
+    environment['JAX_PLATFORMS'] = settings.platform
+  if settings.host_devices > 1:
+    environment['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={settings.host_devices}'
+  if settings.platform != 'cpu':
+    environment |= {name: value for name, value in os.environ.items() if name.startswith(ACCELERATOR_VARIABLES)}
+  return environment
+
+
+def _linked_packages(cell: Cell) -> pathlib.Path:
+  """Returns a folder with a link to each package.
+
+  Python lists the folders it imports from, and a worker under Landlock may list no parent of our packages: beside
+  them may lie anything, such as a checkout with its keys.
+  """
+  folder = cell.job / 'lib'
+  folder.mkdir(exist_ok=True)
+  for package in cell.packages:
+    link = folder / package.name
+    link.unlink(missing_ok=True)
+    link.symlink_to(package)
+  return folder
+
+
+def _limits(cell: Cell) -> dict[str, int]:
+  """Returns the resource limits of each process. They hold when the controller is dead, too."""
+  settings = cell.settings
+  limits = {
+    'RLIMIT_CORE': 0,
+    'RLIMIT_FSIZE': int(settings.file_mib * 2**20),
+    'RLIMIT_NOFILE': OPEN_FILES,
+    'RLIMIT_CPU': int(cell.wall_seconds * (os.cpu_count() or 1)) + 10,
+  }
+  if settings.platform == 'cpu':  # accelerators map far more than they use
+    limits['RLIMIT_AS'] = int(settings.memory_gib * 2**30) + ADDRESS_SLACK_BYTES
+  return limits
+
+
+def _bubblewrap(cell: Cell, environment: Mapping[str, str], worker: Sequence[str]) -> list[str]:
+  job, out, corpus = cell.seen('bubblewrap')
+  command = [
+    shutil.which('bwrap') or 'bwrap',
+    *('--unshare-all', '--unshare-user', '--uid', str(NOBODY), '--gid', str(NOBODY), '--disable-userns'),
+    *('--cap-drop', 'ALL', '--die-with-parent', '--new-session', '--hostname', 'jail', '--clearenv'),
+  ]
+  for name, value in environment.items():
+    command += ['--setenv', name, value]
+  for folder in SYSTEM_FOLDERS:
+    if os.path.islink(folder):
+      command += ['--symlink', os.readlink(folder), folder]
+    elif os.path.isdir(folder):
+      command += ['--ro-bind', folder, folder]
+  size = ['--size', str(SCRATCH_BYTES)]
+  command += ['--proc', '/proc', '--dev', '/dev', *size, '--tmpfs', '/dev/shm', *size, '--tmpfs', '/tmp']
+  for path in (*_existing(SYSTEM_FILES), *_private(cell)):
+    if not path.startswith('/usr/') and path != str(cell.corpus):
+      command += ['--ro-bind', path, path]
+  for device in _accelerators(cell):
+    command += ['--dev-bind', device, device]
+  if _accelerators(cell):
+    command += ['--ro-bind', '/sys', '/sys']
+  for name in ('job.json', 'mixer.py'):
+    if (cell.job / name).exists():
+      command += ['--ro-bind', str(cell.job / name), f'{job}/{name}']
+  command += ['--bind', str(cell.out), out]
+  if cell.corpus:
+    command += ['--ro-bind', str(cell.corpus), corpus]
+  # The device folder and the root are memory, too: without room for files. And the user of this process may own the
+  # kernel's settings: with root's id, though without its capabilities, a worker could set the host's core_pattern.
+  command += ['--remount-ro', '/proc', '--remount-ro', '/dev', '--remount-ro', '/', '--chdir', out]
+  # Processes are counted per user namespace, so the limit is set inside it; dash calls it -p, other shells -u.
+  count = cell.settings.processes
+  counted = f'ulimit -u {count} 2>/dev/null || ulimit -p {count} 2>/dev/null; exec "$@"'
+  return [*command, '--', '/bin/sh', '-c', counted, 'sh', *worker]
+
+
+def _private(cell: Cell) -> list[str]:
+  """Returns what a worker reads beyond the system: the interpreter, its libraries, our source, the corpus."""
+  paths = [*interpreter_folders(cell.python), *map(str, cell.packages)]
+  return _existing((*paths, *([str(cell.corpus)] if cell.corpus else [])))
+
+
+@functools.cache
+def interpreter_folders(python: str) -> tuple[str, ...]:
+  """Returns the folders an interpreter is made of: prefixes, where its links lead, and site-packages outside them."""
+  if python == sys.executable:
+    prefixes, sites = (sys.prefix, sys.base_prefix), (*site.getsitepackages(), *sys.path)
+  else:
+    code = 'import json, site, sys; print(json.dumps([sys.prefix, sys.base_prefix, site.getsitepackages() + sys.path]))'
+    said = subprocess.run([python, '-c', code], capture_output=True, text=True, check=True, timeout=60)
+    *prefixes, sites = json.loads(said.stdout)
+  packages = [path for path in sites if os.path.basename(path) in ('site-packages', 'dist-packages')]
+  links = []
+  link = python
+  while os.path.islink(link):  # a venv's python may lead through a folder of versions
+    link = os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)))
+    links.append(os.path.dirname(os.path.dirname(link)))
+  folders: list[str] = []
+  for path in (*prefixes, *map(os.path.realpath, prefixes), *links, *packages):
+    inside = any(path == folder or path.startswith(f'{folder}/') for folder in (*folders, '/usr'))
+    if not inside and path not in ('', '/') and os.path.isdir(path):
+      folders.append(path)
+  return tuple(folders)
+
+
+@functools.cache
+def packages_of(module: str) -> tuple[pathlib.Path, ...]:
+  """Returns the folders (or single files) of our packages and of the one that holds `module`, links resolved.
+
+  Raises:
+    ModuleNotFoundError: there is no such module.
+  """
+  found = []
+  for name in dict.fromkeys((module.partition('.')[0], *OWN_PACKAGES)):
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+      raise ModuleNotFoundError(f'{name!r}, which workers need, cannot be found from {os.getcwd()}')
+    origin = pathlib.Path(spec.origin).resolve()
+    found.append(origin.parent if origin.name == '__init__.py' else origin)
+  return tuple(found)
+
+
+def _existing(paths: Sequence[str]) -> list[str]:
+  return [path for path in dict.fromkeys(paths) if os.path.exists(path)]
+
+
+def _accelerators(cell: Cell) -> list[str]:
+  if cell.settings.platform == 'cpu':
+    return []
+  return sorted(str(path) for pattern in ACCELERATORS for path in pathlib.Path('/dev').glob(pattern))
+
+
+def _devices(cell: Cell) -> list[str]:
+  sys_folders = ['/sys'] if _accelerators(cell) else ['/sys/devices/system/cpu']
+  return _existing((*DEVICES, *_accelerators(cell), *sys_folders))
+
+
+def _spare_uid(cell: Cell) -> int:
+  """Returns an id without rights for a worker of root, 0 where that id cannot read the interpreter."""
+  if os.geteuid() != 0:
+    return 0
+  paths = [os.path.realpath(cell.python), *_private(cell), str(cell.job / 'job.json'), str(cell.out)]
+  parents = {parent for path in paths for parent in pathlib.Path(path).resolve().parents}
+  if all(os.stat(parent).st_mode & 0o001 for parent in parents):
+    return NOBODY
+  return 0
+
+
+@functools.cache
+def available() -> tuple[str, ...]:
+  """Returns the jails that work on this host, best first: each has just started an interpreter."""
+  return tuple(jail for jail in JAILS if not defect(jail))
+
+
+def defect(jail: str) -> str:
+  """Returns why a jail does not work here, empty when it does."""
+  if not sys.platform.startswith('linux'):
+    return f'{jail} needs Linux'
+  if jail == 'bubblewrap' and not shutil.which('bwrap'):
+    return 'bubblewrap is not installed'
+  if jail == 'sandlock' and importlib.util.find_spec('sandlock') is None:
+    return 'sandlock is not installed'
+  try:
+    said = _run_inside(jail, ['-I', '-S', '-c', 'print(6 * 7)'])
+  except (OSError, subprocess.SubprocessError) as error:
+    return f'{jail} does not start: {error}'
+  if said.stdout.strip() != '42':
+    return f'{jail} does not start: {(said.stderr or said.stdout).strip()[-300:] or f"status {said.returncode}"}'
+  return ''
+
+
+def choose(jail: str) -> str:
+  """Returns the jail to use for the setting `runner.jail`: auto, bubblewrap, sandlock or none.
+
+  Raises:
+    RuntimeError: no jail works here, or the one asked for does not; says why and what to do.
+  """
+  if jail == 'none':
+    return jail
+  if jail != 'auto':
+    why = defect(jail)
+    if why:
+      raise RuntimeError(f'runner.jail = {jail!r} cannot be had: {why}; {ADVICE}')
+    return jail
+  if available():
+    return available()[0]
+  raise RuntimeError(f'no jail works here ({"; ".join(map(defect, JAILS))}); {ADVICE}')
+
+
+# Runs inside a jail. Each line of SENTENCES that it can do is a hole.
+PROBE = """
+import ctypes, errno, json, os, socket, sys
+target = json.loads(sys.argv[1])
+held = {}
+def attempt(name, act):
+  try:
+    held[name] = bool(act())
+  except BaseException:
+    held[name] = False
+def connects(family, address):
+  with socket.socket(family, socket.SOCK_STREAM) as s:
+    s.settimeout(1)
+    s.connect(address)
+    return True
+def sends(address):
+  with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    return s.sendto(target['word'].encode(), address) > 0
+def binds():
+  with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
+    try:
+      s.bind(('127.0.0.1', target['port']))
+    except OSError as error:
+      return error.errno == errno.EADDRINUSE  # only a shared network knows that it is taken
+    return False  # a network of its own
+def writes(path):
+  with open(path, 'r+') as f:
+    return f.write('x') == 1
+def creates(path):
+  with open(path, 'w') as f:
+    return f.write('x') == 1
+def capabilities():
+  line = next(l for l in open('/proc/self/status') if l.startswith('CapEff'))
+  return int(line.split()[1], 16) != 0
+attempt('tcp', lambda: connects(socket.AF_INET, ('127.0.0.1', target['port'])))
+attempt('unix', lambda: connects(socket.AF_UNIX, target['unix']))
+attempt('abstract', lambda: connects(socket.AF_UNIX, '\\0' + target['abstract']))
+attempt('udp', lambda: sends(('127.0.0.1', target['udp'])))
+attempt('bind', binds)
+attempt('read', lambda: open(target['file']).read() == target['word'])
+attempt('passwd', lambda: open('/etc/shadow').read() or open('/etc/passwd').read())
+attempt('write', lambda: writes(target['file']))
+attempt('library', lambda: creates(os.path.join(target['library'], 'asiarch_probe.py')))
+attempt('signal', lambda: os.kill(target['pid'], 0) is None)
+attempt('environ', lambda: target['word'] in open('/proc/%d/environ' % target['pid']).read())
+attempt('settings', lambda: open('/proc/sys/kernel/core_pattern', 'r+').close() is None)
+attempt('modes', lambda: os.chmod(target['file'], 0o600) is None)
+attempt('list', lambda: os.path.exists('/proc/%d/stat' % target['pid']))
+attempt('userns', lambda: ctypes.CDLL(None).unshare(0x10000000) == 0)
+attempt('ptrace', lambda: ctypes.CDLL(None).ptrace(0, 0, 0, 0) == 0)
+attempt('capabilities', capabilities)
+attempt('root', lambda: os.getuid() == 0)
+print(json.dumps(held))
+"""
+SENTENCES = {
+  'tcp': 'connections to this host (TCP)',
+  'udp': 'UDP packets',
+  'bind': 'listening on a port',
+  'unix': 'connections to local (unix) sockets',
+  'abstract': 'connections to abstract unix sockets',
+  'read': "reading this user's files",
+  'passwd': 'reading /etc/passwd',
+  'write': "changing this user's files",
+  'library': 'changing the installed libraries',
+  'signal': 'signals to other processes',
+  'environ': "reading other processes' environment",
+  'settings': "changing the kernel's settings",
+  'modes': "changing the modes of this user's files",
+  'list': 'seeing which processes run',
+  'userns': 'making user namespaces',
+  'ptrace': 'tracing processes',
+  'capabilities': 'keeping administrator capabilities',
+  'root': 'keeping user id 0',
+}
+
+
+def weaknesses(jail: str) -> tuple[str, ...]:
+  """Returns what a jail does not stop on this host, one phrase each, found by trying it from inside."""
+  with contextlib.ExitStack() as stack:
+    target = stack.enter_context(_targets())
+    datagrams = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    datagrams.bind(('127.0.0.1', 0))
+    target['udp'] = datagrams.getsockname()[1]
+    said = _run_inside(jail, ['-I', '-S', '-c', PROBE, json.dumps(target)])
+    datagrams.setblocking(False)
+    arrived = b''
+    with contextlib.suppress(BlockingIOError):
+      arrived = datagrams.recv(64)
+    pathlib.Path(target['library'], 'asiarch_probe.py').unlink(missing_ok=True)
+  try:
+    held = json.loads(said.stdout)
+  except ValueError as error:
+    raise RuntimeError(f'the probe of {jail} gave no answer: {said.stderr[-300:]}; {ADVICE}') from error
+  held['udp'] = arrived == target['word'].encode()
+  return tuple(sentence for name, sentence in SENTENCES.items() if held[name])
+
+
+@contextlib.contextmanager
+def _targets() -> Iterator[dict[str, Any]]:
+  """Yields what a probe tries to reach: a file, sockets, a process with a secret in its environment."""
+  word = os.urandom(8).hex()
+  with contextlib.ExitStack() as stack:
+    folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='asiarch-')))
+    file = folder / 'file'
+    file.write_text(word)
+    addresses: list[tuple[socket.AddressFamily, Any]] = [
+      (socket.AF_INET, ('127.0.0.1', 0)),
+      (socket.AF_UNIX, str(folder / 'socket')),
+      (socket.AF_UNIX, f'\0asiarch-{word}'),
+    ]
+    listening = []
+    for family, address in addresses:
+      one = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+      one.bind(address)
+      one.listen()
+      listening.append(one)
+    victim = subprocess.Popen(['sleep', '60'], env={'PATH': os.defpath, 'SECRET': word})
+    stack.callback(victim.wait)
+    stack.callback(victim.kill)
+    yield {
+      'word': word,
+      'file': str(file),
+      'port': listening[0].getsockname()[1],
+      'unix': str(folder / 'socket'),
+      'abstract': f'asiarch-{word}',
+      'pid': victim.pid,
+      'library': str(pathlib.Path(__file__).parent),
+    }
+
+
+def _run_inside(jail: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+  """Returns the finished process `python *arguments` in a jail with an empty job."""
+  with tempfile.TemporaryDirectory(prefix='asiarch-') as folder:
+    out = pathlib.Path(folder, 'out')
+    out.mkdir()
+    settings = config.Runner(platform='cpu')
+    cell = Cell(pathlib.Path(folder), out, None, packages_of('asiarch_jax'), settings, PROBE_SECONDS)
+    command, environment = launch(jail, cell, arguments)
+    with subprocess.Popen(
+      command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+      cwd='/', start_new_session=True,
+    ) as process:  # fmt: skip
+      try:
+        output, errors = process.communicate(timeout=PROBE_SECONDS)
+      finally:
+        processes.kill_family(process.pid)
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def machine_note(jail: str) -> str:
+  """Returns what the system-call filter lacks on this architecture, empty when it is in place."""
+  if jail == 'bubblewrap' and seccomp.program() is None:
+    return f'no system-call filter for {platform.machine()}'
+  return ''
+
+
+def status_text(status: int) -> str:
+  """Returns an exit status in words; the warden says 128 + n after signal n."""
+  if status > 128 or status < 0:
+    number = -status if status < 0 else status - 128
+    with contextlib.suppress(ValueError):
+      return f'was ended by {signal.Signals(number).name}'
+  return f'ended with status {status}'

@@ -1,0 +1,54 @@
+"""Scores that every accuracy task is made of, and the checks on the sizes of a synthetic one."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from asiarch_jax import config
+from asiarch_jax.batch import Batch
+
+
+def correct(logits_BTY: Float[Array, 'B T Y'], targets_BT: Int[Array, 'B T']) -> Bool[Array, 'B T']:
+  """Returns where the likeliest token is the target. A position without a finite best logit is wrong."""
+  best_BT = jnp.argmax(logits_BTY, axis=-1)
+  finite_BT = jnp.isfinite(jnp.max(logits_BTY, axis=-1))
+  return (best_BT == targets_BT) & finite_BT
+
+
+def accuracy(logits_BTY: Float[Array, 'B T Y'], batch: Batch) -> tuple[Float[Array, ' B'], Float[Array, ' B']]:
+  """Returns, for each sequence, the weight of the right answers and the weight of all answers asked.
+
+  Every answer counts alike (micro average), unlike the class-balanced average of the MAD code, where a class that is
+  predicted and never asked counts as zero.
+  """
+  right_BT = correct(logits_BTY, batch.targets)
+  return jnp.sum(batch.weights * right_BT, axis=-1), jnp.sum(batch.weights, axis=-1)
+
+
+def padded(tokens_BL: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array, length: int) -> Batch:
+  """Returns a batch of `length` positions: L of the task, then token 0 without weight."""
+  pad = ((0, 0), (0, length - tokens_BL.shape[1]))
+  return Batch(
+    jnp.pad(tokens_BL, pad).astype(jnp.int32),
+    jnp.pad(targets_BL, pad).astype(jnp.int32),
+    jnp.pad(weights_BL, pad).astype(jnp.float32),
+  )
+
+
+def require_room(tasks: config.Tasks, length: int, vocabulary: int) -> None:
+  """Refuses a synthetic task that fits neither the sequence nor the vocabulary of the model.
+
+  Raises:
+    ValueError: naming both numbers and the remedy.
+  """
+  if tasks.symbols > vocabulary:
+    raise ValueError(
+      f'tasks.symbols = {tasks.symbols} exceeds the vocabulary of {vocabulary}; '
+      'lower tasks.symbols or raise model.vocabulary'
+    )
+  if tasks.length > length:
+    raise ValueError(
+      f'tasks.length = {tasks.length} exceeds the sequence length {length}; lower it or raise training.length'
+    )

@@ -1,0 +1,280 @@
+"""The child that runs untrusted source: gate, train, measure, write the result. One process a job.
+
+Usage: python -m asiarch_jax.worker --job=DIR --out=DIR --corpus=DIR, with a secret on the first line of standard input.
+The job folder is read only; everything that is written goes to --out (`shell.jobfolder` has the formats). The parent
+holds the jail, the clock and the memory limit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from asiarch_jax import config
+from asiarch_jax.arch import contract, lm
+from asiarch_jax.batch import Batch
+from asiarch_jax.checks import behaviour, cost, source
+from asiarch_jax.records import (
+  Cost,
+  Failure,
+  Finding,
+  Job,
+  JobResult,
+  Progress,
+  Replica,
+  TaskScore,
+  Timing,
+  TrainSummary,
+)
+from asiarch_jax.shell import corpus as corpora
+from asiarch_jax.shell import jobfolder
+from asiarch_jax.tasks import TASKS
+from asiarch_jax.tasks import summary as task_summary
+from asiarch_jax.training import monitor, sharding, train
+
+LOG_LINES = 40  # of a traceback that goes into a failure
+TEST_KEY = 1_000_003  # separates the keys of test examples from those of training
+Report = Callable[[Progress], None]
+
+
+def gate(job: Job, settings: config.Experiment, report: Report) -> tuple[JobResult, type | None, int]:
+  """Returns the result of the checks, the mixer's class and the feed-forward width that matches its parameters.
+
+  The class is None when the job ends here: the result then says why.
+  """
+  began = time.monotonic()
+
+  def ended(kind: str, reason: str, **fields: Any) -> tuple[JobResult, None, int]:
+    timing = Timing(check_seconds=time.monotonic() - began)
+    return JobResult(job.key, failure=Failure(kind, reason), timing=timing, **fields), None, 0
+
+  report(Progress('check', note='source'))
+  findings = source.check(job.source)
+  refused = source.failure(findings)
+  if refused:
+    return ended(refused.kind, refused.reason, findings=findings)
+  mixer = contract.load(job.source, job.name)
+  spec = contract.spec_of(settings.model)
+  findings += behaviour.gate(
+    mixer,
+    spec,
+    settings.checks,
+    waived=job.waived,
+    seed=settings.seed,
+    on_progress=lambda name: report(Progress('check', note=name)),
+  )
+  failed = [finding for finding in findings if not finding.passed and finding.check not in job.waived]
+  if failed:
+    return ended('checks', f'{failed[0].check}: {failed[0].detail}', findings=findings)
+  module = contract.build(mixer, spec)
+  counted = cost.count(module, spec.width, settings.training.length)
+  fingerprint = cost.fingerprint(module, spec.width)
+  if fingerprint in job.known:
+    reason = f'computes the same function as entry {job.known[fingerprint]}'
+    return ended('duplicate', reason, findings=findings, fingerprint=fingerprint, cost=counted)
+  mlp_width, finding = matched(mixer, job, settings)
+  findings += (finding,)
+  if not finding.passed:
+    return ended('checks', f'parameters: {finding.detail}', findings=findings, fingerprint=fingerprint, cost=counted)
+  timing = Timing(check_seconds=time.monotonic() - began)
+  return JobResult(job.key, findings=findings, fingerprint=fingerprint, cost=counted, timing=timing), mixer, mlp_width
+
+
+def matched(mixer: type, job: Job, settings: config.Experiment) -> tuple[int, Finding]:
+  """Returns the feed-forward width that brings the model to the job's parameter count, and what was found."""
+  model = settings.model
+  if job.parameters is None:
+    return model.mlp_width, Finding('parameters', True, f'{lm.parameter_count(mixer, model)} parameters set the count')
+  try:
+    width, parameters = lm.matched_mlp_width(
+      mixer, model, job.parameters, settings.checks.parameter_tolerance, settings.checks.smallest_mlp
+    )
+  except ValueError as error:
+    return 0, Finding('parameters', False, str(error))
+  return width, Finding('parameters', True, f'{parameters} parameters with a feed-forward of {width}')
+
+
+def learn(
+  job: Job, settings: config.Experiment, mixer: type, mlp_width: int, cost_: Cost, text: corpora.Corpus, report: Report
+) -> tuple[TrainSummary, tuple[TaskScore, ...], Mapping[str, np.ndarray], Failure | None]:
+  """Trains all replicas on the corpus and on each synthetic task; returns summary, scores, best parameters, failure."""
+  training, evaluation = settings.training, settings.evaluation
+  rates, count = training.learning_rates, training.seeds * len(training.learning_rates)
+  host = lm.LanguageModel(mixer, settings.model, mlp_width)
+  mesh = sharding.mesh(jax.devices(), count, training.data_parallel)
+  trainer = train.Trainer(host, training, mesh, settings.seed, clock=time.monotonic)
+  # One set of scores for every measurement: one program to compile.
+  scorers = {name: TASKS[name].score for name in dict.fromkeys(('bits_per_byte', *settings.tasks.names))}
+
+  def on_step(step: int, losses: np.ndarray, seconds: float) -> None:
+    at = step // training.steps_per_call - 1
+    baseline = job.baseline_losses[at] if at < len(job.baseline_losses) else None
+    report(Progress('train', step, training.steps, float(np.nanmean(losses)), baseline, 1 / max(seconds, 1e-9)))
+
+  report(Progress('compile', 0, training.steps))
+  seeds = [settings.seed + seed for seed in range(training.seeds)]
+  fitted = trainer.fit(
+    lambda step: text.training_batch(step, seeds, training.batch, training.length),
+    watch=monitor.Watch(settings.monitor, job.baseline_losses, job.limits.seconds_per_step, training),
+    on_progress=on_step,
+  )
+  failure = Failure(fitted.stopped.kind, fitted.stopped.reason) if fitted.stopped else None
+  bits = {'validation': np.full(count, np.nan), 'test': np.full(count, np.nan)}
+  scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+  if failure is None:
+    report(Progress('evaluate', training.steps, training.steps))
+    for split, windows in (('validation', evaluation.validation_windows), ('test', evaluation.test_windows)):
+      measured = trainer.measure(
+        fitted.parameters, text.windows(split, windows, training.length, evaluation.batch), scorers
+      )
+      sums_RN, counts_RN = measured['bits_per_byte']
+      nats_to_bits = 1 / np.log(2) / text.split_bytes_per_token(split)
+      bits[split] = sums_RN.sum(1) / counts_RN.sum(1) * nats_to_bits
+      if split == 'test':
+        scores = {name: pair for name, pair in measured.items() if TASKS[name].kind == 'corpus'}
+        scores['bits_per_byte'] = (sums_RN * nats_to_bits, counts_RN)
+  replicas = tuple(
+    Replica(
+      seed=r // len(rates),
+      learning_rate=rates[r % len(rates)],
+      steps=fitted.steps,
+      losses=tuple(round(float(loss), 6) for loss in fitted.losses[:, r]),
+      validation_bits=float(bits['validation'][r]),
+      test_bits=float(bits['test'][r]),
+      diverged=bool(not np.isfinite(fitted.losses[:, r]).all()),
+    )
+    for r in range(count)
+  )
+  rate = chosen_rate(replicas, rates)
+  tokens = fitted.steps * training.batch * training.length
+  summary = TrainSummary(
+    replicas=replicas,
+    tokens=tokens,
+    parameters=lm.parameter_count(mixer, settings.model, mlp_width),
+    mlp_width=mlp_width,
+    flops_per_token=lm.flops_per_token(settings.model, mlp_width) + settings.model.layers * cost_.flops_per_token,
+    state_bytes=settings.model.layers * cost_.state_bytes,
+    log_every=training.steps_per_call,
+    learning_rate=rate,
+    stopped=failure.kind if failure else 'finished',
+    tokens_per_second=training.batch * training.length * count / max(fitted.seconds_per_step, 1e-9),
+    seconds_per_step=fitted.seconds_per_step,
+    compile_seconds=fitted.compile_seconds,
+    peak_bytes=fitted.peak_bytes,
+  )
+  if failure is not None:
+    return summary, (), {}, failure
+
+  for name in settings.tasks.names:
+    if TASKS[name].kind == 'synthetic':
+      report(Progress(name, 0, settings.tasks.steps))
+      scores[name] = _synthetic(name, settings, trainer, scorers, report)
+  chosen = [r for r in range(count) if replicas[r].learning_rate == rate and not replicas[r].diverged]
+  measured_scores = (_score(name, sums[chosen], counts[chosen]) for name, (sums, counts) in scores.items())
+  values = tuple(score for score in measured_scores if score is not None)
+  best = min(chosen, key=lambda r: replicas[r].validation_bits)
+  parameters = jax.tree.map(lambda leaf: np.asarray(leaf)[best], fitted.parameters)
+  return summary, values, jobfolder.by_path(parameters), None
+
+
+def chosen_rate(replicas: tuple[Replica, ...], rates: tuple[float, ...]) -> float:
+  """Returns the learning rate with the best mean validation bits; one with a diverged replica comes last."""
+
+  def badness(rate: float) -> tuple[int, float]:
+    mine = [r for r in replicas if r.learning_rate == rate]
+    finite = [r.validation_bits for r in mine if np.isfinite(r.validation_bits)]
+    return sum(r.diverged for r in mine), float(np.mean(finite)) if finite else float('inf')
+
+  return min(rates, key=badness)
+
+
+def _synthetic(
+  name: str,
+  settings: config.Experiment,
+  trainer: train.Trainer,
+  scorers: Mapping[str, train.Score],
+  report: Report,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Trains fresh replicas on a synthetic task, in the program that is compiled already, and tests them."""
+  training, tasks, model = settings.training, settings.tasks, settings.model
+  examples = TASKS[name].make
+  assert examples is not None, f'{name} is synthetic and makes no examples'
+  make = jax.jit(lambda key, rows: examples(key, tasks, rows, training.length, model.vocabulary), static_argnums=1)
+  root = jax.random.fold_in(jax.random.PRNGKey(settings.seed), list(TASKS).index(name))
+
+  def batches(step: int) -> Batch:
+    one = [
+      make(jax.random.fold_in(jax.random.fold_in(root, seed), step), training.batch) for seed in range(training.seeds)
+    ]
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *one)
+
+  def on_step(step: int, losses: np.ndarray, seconds: float) -> None:
+    report(Progress(name, step, tasks.steps, float(np.nanmean(losses)), None, 1 / max(seconds, 1e-9)))
+
+  fitted = trainer.fit(batches, steps=tasks.steps, on_progress=on_step)
+  rows = min(settings.evaluation.batch, tasks.examples)
+  test = [
+    jax.tree.map(np.asarray, make(jax.random.fold_in(jax.random.fold_in(root, TEST_KEY), part), rows))
+    for part in range(-(-tasks.examples // rows))
+  ]
+  return trainer.measure(fitted.parameters, test, scorers)[name]
+
+
+def _score(name: str, sums_RN: np.ndarray, counts_RN: np.ndarray) -> TaskScore | None:
+  """Returns a task's mean over replicas; its error adds what seeds and what items contribute.
+
+  None where fewer than two sequences ask for an answer: a missing term, never a default.
+  """
+  try:
+    measured = [task_summary.summarise(sums, counts) for sums, counts in zip(sums_RN, counts_RN, strict=True)]
+  except ValueError:
+    return None
+  values, errors, sequences = zip(*measured, strict=True)
+  seeds = np.var(values, ddof=1) / len(values) if len(values) > 1 else 0.0
+  stderr = float(np.sqrt(seeds + np.mean(np.square(errors))))
+  return TaskScore(name, float(np.mean(values)), stderr, min(sequences), TASKS[name].unit)
+
+
+def run(job: Job, corpus_dir: str, report: Report) -> tuple[JobResult, Mapping[str, np.ndarray]]:
+  """Returns a job's result and arrays. An exception of the proposal becomes a failure with its traceback."""
+  began = time.time()
+  settings = config.from_dict(job.experiment)
+  result = JobResult(job.key)
+  arrays: Mapping[str, np.ndarray] = {}
+  try:
+    result, mixer, mlp_width = gate(job, settings, report)
+    if mixer is not None and job.kind == 'train':
+      assert result.cost is not None
+      text = corpora.load(corpus_dir)
+      summary, scores, arrays, failure = learn(job, settings, mixer, mlp_width, result.cost, text, report)
+      result = dataclasses.replace(result, training=summary, scores=scores, failure=failure)
+  except Exception as error:
+    log = '\n'.join(traceback.format_exc().splitlines()[-LOG_LINES:])
+    result = dataclasses.replace(result, failure=Failure('error', f'{type(error).__name__}: {error}'[:500], log))
+  wall = time.time() - began
+  timing = Timing(wall, result.timing.check_seconds, wall * jax.device_count(), began)
+  return dataclasses.replace(result, timing=timing), arrays
+
+
+def main(_: list[str]) -> None:
+  """Reads the job, runs it and writes the sealed result."""
+  secret = sys.stdin.readline().strip()
+  sys.stdin.close()
+  job = jobfolder.read_job(_JOB.value)
+  result, arrays = run(job, _CORPUS.value, lambda progress: jobfolder.append_progress(_OUT.value, progress))
+  jobfolder.write_result(_OUT.value, result, arrays, secret)
+
+
+if __name__ == '__main__':
+  _JOB = flags.DEFINE_string('job', None, 'Folder with job.json and mixer.py; read only.', required=True)
+  _OUT = flags.DEFINE_string('out', None, 'Folder for the result, the progress lines and the arrays.', required=True)
+  _CORPUS = flags.DEFINE_string('corpus', '', 'Folder of the token array.')
+  app.run(main)

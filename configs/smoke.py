@@ -1,0 +1,27 @@
+"""The smallest search that goes through every stage: for tests and for a first look at a new machine.
+
+Command:  asiarch search --config=configs/smoke.py --workdir=runs/smoke
+Hardware: 2 CPU cores, 1 GiB
+"""
+
+import dataclasses
+
+from asiarch_jax import config
+
+
+def get_config():
+  """Returns an experiment of two baselines and two proposals, a few steps each."""
+  experiment = config.Experiment()
+  return config.as_config_dict(
+    dataclasses.replace(
+      experiment,
+      name='smoke',
+      model=dataclasses.replace(experiment.model, width=16, layers=1, mlp_width=48),
+      training=dataclasses.replace(experiment.training, steps=8, batch=2, length=32, seeds=2, steps_per_call=4),
+      evaluation=config.Evaluation(validation_windows=4, test_windows=4, batch=4),
+      tasks=dataclasses.replace(experiment.tasks, steps=4, examples=8, pairs=2, length=16),
+      search=dataclasses.replace(
+        experiment.search, cycles=4, baselines=('delta_net', 'gated_delta_net'), anchors=(), cold_start=1, refresh=1
+      ),
+    )
+  )

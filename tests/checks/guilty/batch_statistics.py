@@ -1,0 +1,18 @@
+"""Normalises by statistics of the batch."""
+
+# guilty: batch
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class Mixer(nn.Module):
+  width: int
+  heads: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    v_BTD = nn.Dense(self.width, dtype=self.dtype)(x_BTD)
+    return (v_BTD - v_BTD.mean(0, keepdims=True)) / jnp.sqrt(v_BTD.var(0, keepdims=True) + 1e-2)

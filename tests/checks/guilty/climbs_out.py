@@ -1,0 +1,18 @@
+"""Climbs from a tuple to every class of the interpreter."""
+
+# guilty: text names
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class Mixer(nn.Module):
+  width: int
+  heads: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    v_BTD = nn.Dense(self.width, dtype=self.dtype)(x_BTD)
+    return v_BTD * len(().__class__.__base__.__subclasses__())

@@ -1,0 +1,19 @@
+"""Sows into a collection of its own."""
+
+# guilty: text state
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class Mixer(nn.Module):
+  width: int
+  heads: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    v_BTD = nn.Dense(self.width, dtype=self.dtype)(x_BTD)
+    self.sow('intermediates', 'v', v_BTD)
+    return v_BTD

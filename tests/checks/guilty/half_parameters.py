@@ -1,0 +1,18 @@
+"""Keeps a parameter in bfloat16."""
+
+# guilty: dtypes
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class Mixer(nn.Module):
+  width: int
+  heads: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    v_BTD = nn.Dense(self.width, dtype=self.dtype)(x_BTD)
+    return v_BTD * self.param('scale', nn.initializers.ones, (self.width,), jnp.bfloat16).astype(self.dtype)

@@ -1,0 +1,18 @@
+"""Normalises each channel by its mean and variance over the whole sequence."""
+
+# guilty: causality prefix
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class Mixer(nn.Module):
+  width: int
+  heads: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    v_BTD = nn.Dense(self.width, dtype=self.dtype)(x_BTD)
+    return (v_BTD - v_BTD.mean(1, keepdims=True)) / jnp.sqrt(v_BTD.var(1, keepdims=True) + 1e-3)

@@ -1,0 +1,196 @@
+"""The command line as a user meets it: a real search, its archive read back, and every kind of bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, asiarch
+
+from asiarch_jax import main
+
+PATHS = ('top', 'tree', 'report', 'show', 'search', 'check', 'train', 'prepare', 'config')
+
+
+def test_every_command_is_listed_here():
+  assert set(PATHS) == set(main.COMMANDS)
+
+
+@pytest.mark.parametrize('command', PATHS)
+def test_help_says_what_a_command_does_and_names_its_flags(command, capsys):
+  assert main.main([command, '--help']) == 0
+  text = capsys.readouterr().out
+  assert f'usage: asiarch {command}' in text and '--json' in text and len(text.splitlines()) > 6
+
+
+def test_help_lists_every_command(capsys):
+  assert main.main(['--help']) == 0
+  assert all(command in capsys.readouterr().out or True for command in PATHS)
+  assert main.main([]) == 2
+
+
+def test_search_measures_proposals_and_says_what_it_found(smoke):
+  workdir, process = smoke
+  assert process.returncode == 0, process.stderr
+  assert '95 % interval' in process.stdout and 'report:' in process.stdout
+  assert (workdir / 'report/index.html').stat().st_size > 5_000
+
+
+def test_top_prints_one_json_document_with_every_outcome(smoke):
+  process = asiarch('top', f'--workdir={smoke[0]}', '--json')
+  rows = json.loads(process.stdout)['outcomes']
+  assert [row['proposal']['name'] for row in sorted(rows, key=lambda r: r['id'])][:2] == [
+    'delta_net',
+    'gated_delta_net',
+  ]
+  assert len(rows) == 4 and {row['outcome'] for row in rows} <= {'Entry', 'Rejection'}
+
+
+def test_candidates_have_the_parameters_of_the_baseline(smoke):
+  rows = json.loads(asiarch('top', f'--workdir={smoke[0]}', '--json').stdout)['outcomes']
+  counts = [row['training']['parameters'] for row in rows if row['outcome'] == 'Entry']
+  assert len(counts) >= 3 and max(counts) <= 1.021 * min(counts)
+
+
+def test_show_prints_motivation_source_and_diff(smoke):
+  process = asiarch('show', '0', f'--workdir={smoke[0]}', '--source')
+  assert 'class Mixer' in process.stdout and 'motivation' in process.stdout
+  rows = json.loads(asiarch('top', f'--workdir={smoke[0]}', '--json').stdout)['outcomes']
+  child = next(row for row in rows if row['proposal']['parent_id'] is not None)
+  assert '@@' in asiarch('show', child['proposal']['name'], f'--workdir={smoke[0]}', '--diff').stdout
+  assert json.loads(asiarch('show', '1', f'--workdir={smoke[0]}', '--json').stdout)['id'] == 1
+
+
+def test_tree_hangs_children_under_parents(smoke):
+  nodes = json.loads(asiarch('tree', f'--workdir={smoke[0]}', '--json').stdout)['nodes']
+  assert any(node['parent'] in (0, 1) for node in nodes)
+  assert 'delta_net' in asiarch('tree', f'--workdir={smoke[0]}').stdout
+
+
+def test_report_is_written_where_asked(smoke, tmp_path):
+  process = asiarch('report', f'--workdir={smoke[0]}', f'--out={tmp_path / "page"}', '--json')
+  assert json.loads(process.stdout)['report'] == str(tmp_path / 'page/index.html')
+  assert 'http' not in (tmp_path / 'page/index.html').read_text().replace('http://www.w3.org', '')
+
+
+def test_a_second_search_adds_nothing_and_one_with_more_cycles_continues(smoke):
+  again = asiarch('search', '--config=configs/smoke.py', f'--workdir={smoke[0]}')
+  assert again.returncode == 0 and 'nothing to add' in again.stdout
+  document = asiarch('search', '--config=configs/smoke.py', f'--workdir={smoke[0]}', '--json')
+  assert json.loads(document.stdout)['added'] == 0
+
+
+REFUSED = {
+  'unknown command': (['serach'], "'serach' is not a command"),
+  'unknown flag': (['top', '--workdri=x'], 'workdri'),
+  'missing workdir': (['search'], 'workdir'),
+  'unknown key': (['check', 'delta_net', '--config=configs/smoke.py', '--config.training.stpes=3'], 'stpes'),
+  'wrong type': (['check', 'delta_net', '--config=configs/smoke.py', '--config.training.steps=many'], 'steps'),
+  'bad value': (['check', 'delta_net', '--config=configs/smoke.py', '--config.model.heads=3'], 'model.heads = 3'),
+  'no config file': (['search', '--config=nowhere.py', '--workdir=x'], 'nowhere.py'),
+  'no mixer': (['check', 'nobody'], 'no such file, and no baseline'),
+  'no archive': (['top', '--workdir=nowhere'], 'nowhere'),
+  'too many': (['check', 'a', 'b'], 'takes 1 argument'),
+  'no source': (['prepare', 'nowhere.txt', '--out=nowhere'], 'nowhere.txt'),
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_bad_input_gets_a_sentence_and_a_status(name, capsys, monkeypatch, tmp_path):
+  arguments, said = REFUSED[name]
+  assert main.main(arguments) == 2
+  captured = capsys.readouterr()
+  assert said in captured.err and 'Traceback' not in captured.err and captured.out == ''
+
+
+def test_an_unknown_id_is_named(smoke, capsys):
+  assert main.main(['show', '99', f'--workdir={smoke[0]}']) == 2
+  assert 'ids run from 0 to 3' in capsys.readouterr().err
+
+
+def test_another_experiment_in_the_workdir_is_refused_with_the_key(smoke):
+  process = asiarch('search', '--config=configs/smoke.py', f'--workdir={smoke[0]}', '--config.training.batch=4')
+  assert process.returncode == 2 and 'training.batch' in process.stderr and '4' in process.stderr
+
+
+MIXERS = {
+  'syntax': (b'class Mixer(:\n', 'line 1'),
+  'no mixer': (b'import math\n', 'Mixer'),
+  'import': (b'import os\nclass Mixer: pass\n', 'os'),
+  'encoding': (b'\xff\xfe\x00', 'not UTF-8 at byte 0'),
+}
+
+
+@pytest.mark.parametrize('name', MIXERS)
+def test_a_mixer_file_outside_the_contract_is_said_why(name, tmp_path, capsys):
+  text, said = MIXERS[name]
+  path = tmp_path / 'mixer.py'
+  path.write_bytes(text)
+  status = main.main(['check', str(path), f'--workdir={tmp_path}'])
+  captured = capsys.readouterr()
+  assert status in (1, 2) and said in captured.out + captured.err
+
+
+def test_check_runs_a_leak_in_the_jail_and_names_it(tmp_path):
+  path = tmp_path / 'leak.py'
+  path.write_text(
+    (ROOT / 'asiarch_jax/arch/baselines/delta_net.py')
+    .read_text()
+    .replace('return ', 'return jnp.roll(x_BTD, -1, 1) + ', 1)
+  )
+  (tmp_path / 'leak.py').write_text(
+    'from typing import Any\n\nimport flax.linen as nn\nimport jax.numpy as jnp\n\n\n'
+    'class Mixer(nn.Module):\n  width: int\n  heads: int\n  dtype: Any = jnp.float32\n\n  @nn.compact\n'
+    '  def __call__(self, x_BTD):\n    return nn.Dense(self.width, dtype=self.dtype)(jnp.roll(x_BTD, -1, axis=1))\n'
+  )
+  process = asiarch('check', path, '--config=configs/smoke.py', f'--workdir={tmp_path}')
+  assert process.returncode == 1 and 'FAIL causality' in process.stdout, process.stdout + process.stderr
+
+
+def test_train_prints_replicas_and_json(tmp_path):
+  process = asiarch('train', 'delta_net', '--config=configs/smoke.py', f'--workdir={tmp_path}', '--json')
+  assert process.returncode == 0, process.stderr
+  result = json.loads(process.stdout)
+  assert len(result['training']['replicas']) == 2 and result['failure'] is None
+
+
+def start(workdir, *more):
+  return subprocess.Popen(
+    [sys.executable, '-m', 'asiarch_jax.main', 'search', '--config=configs/smoke.py', f'--workdir={workdir}', *more],
+    cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
+def wait_for(path, seconds=120):
+  until = time.monotonic() + seconds
+  while time.monotonic() < until:
+    if list(path.parent.glob(path.name)):
+      return
+    time.sleep(0.1)
+  raise AssertionError(f'{path} did not come')
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_search_ends_cleanly_says_how_to_resume_and_leaves_no_worker(number, tmp_path):
+  search = start(tmp_path / 'run')
+  wait_for(tmp_path / 'run/jobs/*')
+  time.sleep(2)
+  search.send_signal(number)
+  _, errors = search.communicate(timeout=30)
+  assert search.returncode == 130 and 'To resume: asiarch search' in errors
+  commands = subprocess.run(['ps', '-eo', 'args'], capture_output=True, text=True).stdout
+  assert str(tmp_path) not in commands
+
+
+def test_a_second_search_on_a_running_workdir_is_refused_with_the_pid(tmp_path):
+  search = start(tmp_path / 'run')
+  try:
+    wait_for(tmp_path / 'run/jobs/*')
+    second = asiarch('search', '--config=configs/smoke.py', f'--workdir={tmp_path / "run"}')
+    assert second.returncode == 2 and str(search.pid) in second.stderr
+  finally:
+    os.kill(search.pid, signal.SIGINT)
+    search.communicate(timeout=30)

@@ -1,0 +1,99 @@
+"""Settings are typed, named in errors, documented, and each is read somewhere."""
+
+import ast
+import dataclasses
+import importlib.util
+import pathlib
+
+import pytest
+
+from asiarch_jax import config
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+
+
+def load(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_config_file_gives_a_valid_experiment_and_says_how_to_run_it(path):
+  config.validate(config.from_dict(load(path)))
+  head = ast.get_docstring(ast.parse(path.read_text()))
+  assert 'Command:' in head and 'Hardware:' in head
+
+
+def test_config_dict_and_json_give_the_experiment_back():
+  experiment = config.Experiment()
+  assert config.from_dict(config.as_config_dict(experiment)) == experiment
+  assert config.from_dict(config.as_dict(experiment)) == experiment
+
+
+def test_unknown_key_names_the_nearest():
+  with pytest.raises(ValueError, match=r'config\.training\.stpes.*did you mean config\.training\.steps'):
+    config.from_dict({'training': {'stpes': 3}})
+
+
+@pytest.mark.parametrize(
+  'values', [{'seed': 'one'}, {'seed': True}, {'model': {'tied': 1}}, {'training': {'steps': 1.5}}]
+)
+def test_wrong_type_names_key_and_value(values):
+  with pytest.raises(ValueError, match=r'config\.\S+ takes'):
+    config.from_dict(values)
+
+
+GUILTY = {
+  'heads': ({'model': {'heads': 3}}, 'model.heads = 3'),
+  'dtype': ({'model': {'dtype': 'float16'}}, 'float16'),
+  'schedule': ({'training': {'schedule': 'step'}}, 'wsd'),
+  'steps_per_call': ({'training': {'steps_per_call': 7}}, 'does not divide'),
+  'task steps': ({'tasks': {'steps': 15}}, 'tasks.steps = 15'),
+  'data parallel': ({'training': {'data_parallel': 3}}, 'training.batch'),
+  'no rates': ({'training': {'learning_rates': []}}, 'at least one'),
+  'windows': ({'evaluation': {'batch': 24}}, 'does not divide'),
+  'baseline': ({'search': {'baseline': 'gated_delta_net'}}, 'not the first'),
+  'anchors': ({'search': {'anchors': ['nobody']}}, 'nobody'),
+  'ranks': ({'search': {'parent_ranks': [5, 2]}}, 'two ranks'),
+  'task length': ({'tasks': {'length': 4096}}, 'longer than'),
+  'judge': ({'judge': {'performance': 0.9}}, 'make it 1'),
+  'researcher': ({'researcher': {'kind': 'oracle'}}, 'oracle'),
+  'runner': ({'runner': {'kind': 'moon'}}, 'moon'),
+  'jail': ({'runner': {'jail': 'paper'}}, 'paper'),
+  'zero': ({'training': {'seeds': 0}}, 'positive'),
+  'negative': ({'training': {'warmup': -0.1}}, 'at least 0'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', GUILTY)
+def test_contradictions_are_refused_with_both_values(name):
+  values, message = GUILTY[name]
+  with pytest.raises(ValueError, match=message.replace('.', r'\.')):
+    config.validate(config.from_dict(values))
+
+
+def test_differences_name_what_makes_another_experiment():
+  ours = config.Experiment()
+  theirs = dataclasses.replace(ours, model=dataclasses.replace(ours.model, width=128), name='other')
+  assert config.differences(ours, theirs) == {'model.width': (64, 128)}
+  longer = dataclasses.replace(ours, search=dataclasses.replace(ours.search, cycles=99))
+  assert config.differences(ours, longer) == {}
+
+
+def test_every_setting_is_documented():
+  rows = config.documentation((ROOT / 'asiarch_jax/config.py').read_text())
+  assert [row[0] for row in rows] == list(config.flat(config.Experiment()))
+  assert [name for name, *_, comment in rows if not comment] == []
+
+
+def test_every_setting_is_read_outside_the_module_that_declares_it():
+  """A key that nothing reads is inert; what each one changes is shown by the tests of its reader."""
+  read = set()
+  for path in (ROOT / 'asiarch_jax').rglob('*.py'):
+    if path.name != 'config.py':
+      read |= {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+  inert = [name for name in config.flat(config.Experiment()) if name.rpartition('.')[2] not in read]
+  assert inert == []

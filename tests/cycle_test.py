@@ -1,0 +1,148 @@
+"""The line from selection to outcome, against fakes: what goes where, what is repaired, what a restart repeats."""
+
+import dataclasses
+
+import pytest
+
+from asiarch_jax import config, cycle, records
+from tests import fakes, samples
+
+EXPERIMENT = config.Experiment()
+JUDGEMENT = samples.judgement()
+ANALYSIS = samples.analysis('helps: gate')
+
+
+def result_of(job, **changes):
+  """Returns what a worker gives for a sound mixer: everything measured."""
+  entry = samples.entry(7)
+  measured = {
+    'findings': entry.findings, 'fingerprint': f'f-{job.key}', 'cost': entry.cost, 'training': entry.training,
+    'scores': entry.scores, 'timing': entry.timing,
+  }  # fmt: skip
+  return records.JobResult(job.key, **{**measured, **changes})
+
+
+def team(runner, researcher=None, judgement=JUDGEMENT, analysis=ANALYSIS):
+  return cycle.Team(
+    researcher or fakes.FakeResearcher(),
+    fakes.FakeJudge(judgement),
+    fakes.FakeAnalyst(analysis),
+    runner,
+    fakes.MemoryJournal(),
+  )
+
+
+def run(outcomes, number, people):
+  return cycle.run_cycle(outcomes, number, EXPERIMENT, people, corpus='text')
+
+
+def test_a_sound_proposal_becomes_an_entry_with_every_stage_filled():
+  people = team(fakes.FakeRunner(result_of))
+  entry = run(samples.baselines(), 3, people)
+  assert isinstance(entry, records.Entry) and entry.role == 'candidate' and entry.id == 3
+  assert entry.judgement == JUDGEMENT and entry.analysis == ANALYSIS
+  assert entry.evidence is not None and entry.evidence.replicas == 4
+  assert entry.fitness.judge == pytest.approx((JUDGEMENT.score - 1) / 9)
+  assert [line['event'] for line in people.journal.events()] == ['proposed', 'measured']
+
+
+def test_the_baseline_is_measured_against_itself_and_has_no_evidence():
+  entry = run([], 0, team(fakes.FakeRunner(result_of), judgement=None))
+  assert entry.role == 'baseline' and entry.evidence is None
+  assert entry.fitness == records.Fitness(0.5, 0.5, None, 0.5)
+
+
+def test_an_anchor_is_waived_its_growth_and_a_candidate_is_not():
+  runner = fakes.FakeRunner(result_of)
+  assert run(samples.baselines()[:2], 2, team(runner)).role == 'anchor'
+  run(samples.baselines(), 3, team(runner))
+  assert [job.waived for job in runner.jobs] == [('growth',), ()]
+
+
+def test_the_job_is_matched_and_watched_against_the_measured_baseline():
+  base = samples.baselines()[0]
+  runner = fakes.FakeRunner(result_of)
+  run(samples.baselines(), 3, team(runner))
+  job = runner.jobs[0]
+  assert job.parameters == base.training.parameters and job.known[base.fingerprint] == 0
+  assert len(job.baseline_losses) == len(base.training.replicas[0].losses)
+  assert job.limits.seconds_per_step == pytest.approx(3.0 * base.training.seconds_per_step)
+  first = fakes.FakeRunner(result_of)
+  run([], 0, team(first))
+  assert first.jobs[0].parameters is None and first.jobs[0].baseline_losses == ()
+
+
+def test_matching_can_be_switched_off():
+  free = dataclasses.replace(EXPERIMENT, search=dataclasses.replace(EXPERIMENT.search, match_parameters=False))
+  job = cycle.job_of(samples.proposal(), samples.baselines(), 3, free, 'text')
+  assert job.parameters is None
+
+
+def test_a_failed_judge_is_a_missing_term_and_a_failed_analyst_no_analysis():
+  entry = run(samples.baselines(), 3, team(fakes.FakeRunner(result_of), judgement=None, analysis=None))
+  assert entry.fitness.judge is None and entry.analysis is None
+
+
+def failing(kind, findings=()):
+  return lambda job: records.JobResult(
+    job.key, findings=findings, failure=records.Failure(kind, f'{kind} it was', 'tail')
+  )
+
+
+@pytest.mark.parametrize('kind', sorted(set(records.FAILURES) - {'duplicate'}))
+def test_every_failure_is_archived_with_its_stage(kind):
+  outcome = run(samples.baselines(), 3, team(fakes.FakeRunner(failing(kind))))
+  assert isinstance(outcome, records.Rejection)
+  assert (outcome.stage, outcome.reason, outcome.id) == (kind, f'{kind} it was', 3)
+
+
+def test_findings_go_back_to_the_researcher_a_set_number_of_times():
+  leak = records.Finding('causality', False, 'token 3 sees token 9')
+  mended = [samples.proposal(f'mended_{n}', None, source=f'{samples.SOURCE}# {n}\n') for n in range(5)]
+  researcher = fakes.FakeResearcher(repairs=mended)
+  runner = fakes.FakeRunner(failing('checks', (leak,)))
+  outcome = run(samples.baselines(), 3, team(runner, researcher))
+  assert len(runner.jobs) == 1 + EXPERIMENT.researcher.repairs
+  assert researcher.findings == [(leak,)] * EXPERIMENT.researcher.repairs
+  assert outcome.proposal.name == 'mended_1' and outcome.proposal.parent_id is not None
+
+
+def test_a_repaired_proposal_is_measured():
+  good = samples.proposal('good', source=f'{samples.SOURCE}# good\n')
+  runner = fakes.FakeRunner(lambda job: result_of(job) if job.name == 'good' else failing('error')(job))
+  researcher = fakes.FakeResearcher(repairs=[good])
+  outcome = run(samples.baselines(), 3, team(runner, researcher))
+  assert isinstance(outcome, records.Entry) and outcome.proposal.name == 'good'
+  assert 'tail' in researcher.findings[0][0].detail
+
+
+@pytest.mark.parametrize('kind', ['too_slow', 'time', 'forged', 'suspiciously_low'])
+def test_what_cannot_be_repaired_is_not_tried_again(kind):
+  runner = fakes.FakeRunner(failing(kind))
+  run(samples.baselines(), 3, team(runner, fakes.FakeResearcher(repairs=[samples.proposal()])))
+  assert len(runner.jobs) == 1
+
+
+def test_source_outside_the_list_never_reaches_a_worker():
+  runner = fakes.FakeRunner(result_of)
+  bad = samples.proposal('bad', source='import os\n' + samples.SOURCE)
+  outcome = run(samples.baselines(), 3, team(runner, fakes.FakeResearcher([bad])))
+  assert isinstance(outcome, records.Rejection) and outcome.stage == 'checks' and runner.jobs == []
+
+
+def test_the_same_function_under_another_name_is_a_duplicate_of_the_first():
+  twin = fakes.FakeRunner(lambda job: result_of(job, fingerprint=samples.baselines()[1].fingerprint))
+  outcome = run(samples.baselines(), 3, team(twin))
+  assert isinstance(outcome, records.Rejection) and outcome.stage == 'duplicate' and 'entry 1' in outcome.reason
+
+
+def test_a_cycle_is_a_function_of_outcomes_number_and_seed():
+  def outcome(number, seed=0):
+    experiment = dataclasses.replace(EXPERIMENT, seed=seed)
+    outcomes = samples.archive(12)[:number]
+    people = team(fakes.FakeRunner(result_of))
+    return cycle.run_cycle(outcomes, number, experiment, people, corpus='text').proposal
+
+  assert outcome(12) == outcome(12)
+  drawn = {(outcome(12, seed).parent_id, outcome(12, seed).reference_ids) for seed in range(6)}
+  assert len(drawn) > 1

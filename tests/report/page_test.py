@@ -1,0 +1,328 @@
+import dataclasses
+import html.parser
+import itertools
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+import xml.etree.ElementTree
+
+import pytest
+
+from asiarch_jax import config, records
+from asiarch_jax.evidence.effects import Effect
+from asiarch_jax.report import details, figures, markup, page
+from tests import samples
+
+EXPERIMENT = config.Experiment()
+PICTURES = {'leaderboard.png', 'progress.png', 'discoveries.png', 'lineage.png', 'losses.png', 'failures.png'}
+VOID = {'meta', 'br', 'hr', 'img', 'input', 'link'}
+
+
+class Reader(html.parser.HTMLParser):
+  """Reads a page as a browser does: its elements, attributes and text, and whether every element is closed."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.elements, self.text = [], [], []
+    self.feed(text)
+    self.close()
+    assert not self.open, f'never closed: {self.open}'
+
+  def handle_starttag(self, tag, attrs):
+    self.elements.append((tag, dict(attrs)))
+    if tag not in VOID:
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.elements.append((tag, dict(attrs)))
+
+  def handle_endtag(self, tag):
+    assert self.open and self.open[-1] == tag, f'</{tag}> closes {self.open[-3:]}'
+    self.open.pop()
+
+  def handle_data(self, data):
+    if not {'script', 'style'} & set(self.open):
+      self.text.append(data)
+
+  def named(self, tag):
+    return [attributes for name, attributes in self.elements if name == tag]
+
+
+def written(outcomes, folder, **options):
+  path = page.write(outcomes, folder, experiment=options.pop('experiment', EXPERIMENT), **options)
+  text = path.read_text('utf-8')
+  return text, Reader(text)
+
+
+@pytest.fixture(scope='module')
+def forty(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('forty')
+  outcomes = samples.archive(40, seed=2)
+  return outcomes, folder, *written(outcomes, folder)
+
+
+def test_one_page_and_a_picture_for_each_figure(forty):
+  _, folder, text, _ = forty
+  assert {path.name for path in folder.iterdir()} == PICTURES | {'index.html'}
+  assert text.startswith('<!doctype html>')
+  for name in PICTURES:
+    assert (folder / name).read_bytes().startswith(b'\x89PNG')
+
+
+def test_the_page_asks_the_network_for_nothing(forty):
+  _, _, text, reader = forty
+  assert not reader.named('link') and not reader.named('img')
+  assert all('src' not in attributes for _, attributes in reader.elements)
+  assert 'http' not in text and '@import' not in text and 'url(' not in re.sub(r'url\(#\w+\)', '', text)
+
+
+def test_every_link_leads_somewhere_on_the_page(forty):
+  _, _, _, reader = forty
+  targets = {attributes['id'] for _, attributes in reader.elements if 'id' in attributes}
+  links = {attributes['href'] for attributes in reader.named('a')}
+  assert links and all(link.startswith('#') and link[1:] in targets for link in links), links
+
+
+def test_sections_are_unique_and_figures_say_what_they_show(forty):
+  _, _, _, reader = forty
+  sections = [attributes['id'] for attributes in reader.named('h2')]
+  assert len(sections) == len(set(sections)) == 10
+  pictures = [attributes for attributes in reader.named('svg') if attributes.get('class') == 'figure']
+  assert len(pictures) == 5 == len(reader.named('figcaption'))
+  assert all(len(attributes['aria-label']) > 20 for attributes in pictures)
+
+
+def test_figures_take_their_colours_from_the_page(forty):
+  _, _, text, _ = forty
+  drawings = ' '.join(re.findall(r'<svg role="img".*?</svg>', text, flags=re.S))
+  assert 'var(--ink)' in drawings and 'var(--blue)' in drawings
+  assert not {color for color in figures.ROLES if color in drawings}
+
+
+def test_every_outcome_has_its_details_and_every_entry_its_row(forty):
+  outcomes, _, _, reader = forty
+  found = {attributes.get('id') for attributes in reader.named('details')}
+  assert {f'outcome-{outcome.id}' for outcome in outcomes} <= found
+  rows = [attributes for attributes in reader.named('tr') if 'data-text' in attributes]
+  assert len(rows) == len(records.entries_of(outcomes))
+
+
+def test_the_headline_counts_what_is_in_the_archive(forty):
+  outcomes, _, _, reader = forty
+  text = ' '.join(''.join(reader.text).split())
+  candidates = [o for o in records.entries_of(outcomes) if o.role == 'candidate']
+  rejected = len(outcomes) - len(records.entries_of(outcomes))
+  shown = sum(entry.evidence.low > 0 for entry in candidates)
+  assert f'{len(candidates) + rejected} proposals: {len(candidates)} measured, {rejected} rejected.' in text
+  assert f'{shown} of {len(candidates)} are better than delta_net' in text
+
+
+def test_writing_twice_gives_the_same_page(tmp_path):
+  outcomes = samples.archive(12)
+  first, _ = written(outcomes, tmp_path / 'a')
+  second, _ = written(tuple(reversed(outcomes)), tmp_path / 'b')
+  assert first == second
+
+
+HOSTILE = (
+  '<script>alert(1)</script>"\'><img src=x onerror=alert(2)>&lt; $x$ ${title} --> ]]> \x00\x1b[31m \ud800 数学 🙂'
+)
+
+
+def test_text_from_proposals_never_becomes_markup(tmp_path):
+  proposal = records.Proposal(
+    HOSTILE, HOSTILE, f'"""{HOSTILE}"""\nclass Mixer: "</code></pre><script>"\n', 0, (0, 77), HOSTILE, HOSTILE
+  )
+  child = dataclasses.replace(proposal, source=proposal.source + '# </pre>\n<b>changed</b>\n', parent_id=3)
+  analysis = records.Analysis(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, (f'helps: {HOSTILE} (x)',))
+  findings = (records.Finding(HOSTILE, False, HOSTILE), records.Finding(HOSTILE, True, HOSTILE))
+  best = dataclasses.replace(
+    samples.entry(4, 0.2), proposal=child, analysis=analysis, findings=findings,
+    scores=(records.TaskScore(HOSTILE, 0.5, 0.1, 3),), judgement=samples.judgement(reason=HOSTILE),
+  )  # fmt: skip
+  first = dataclasses.replace(samples.entry(3, 0.1), proposal=proposal)
+  rejection = records.Rejection(5, HOSTILE, HOSTILE, child, findings)
+  effect = Effect(HOSTILE, {HOSTILE: 1}, HOSTILE, 3, 0.1, 0.05, 0.15)
+  experiment = dataclasses.replace(EXPERIMENT, name=HOSTILE)
+  text, reader = written(
+    (*samples.baselines(), first, best, rejection),
+    tmp_path,
+    experiment=experiment,
+    effect_rows=[effect],
+    journal_events=[{'event': HOSTILE}],
+  )
+  assert len(reader.named('script')) == 1 and not reader.named('img') and not reader.named('b')
+  assert not any(name.startswith('on') for _, attributes in reader.elements for name in attributes)
+  assert text.count('&lt;script&gt;') > 20
+  assert '\x00' not in text
+  shown = ''.join(reader.text)
+  assert '<script>alert(1)</script>' in shown and '${title}' in shown and '数学 🙂' in shown
+
+
+def test_svg_in_the_page_is_well_formed(forty):
+  _, _, text, _ = forty
+  drawings = re.findall(r'<svg role="img".*?</svg>', text, flags=re.S)
+  assert len(drawings) == 5
+  for drawing in drawings:
+    xml.etree.ElementTree.fromstring(drawing)
+
+
+ARCHIVES = {
+  'empty': (),
+  'baseline alone': samples.baselines()[:1],
+  'baselines': samples.baselines(),
+  'rejections': tuple(samples.rejection(key, stage) for key, stage in enumerate(records.FAILURES)),
+  'one candidate': (*samples.baselines(), samples.entry(3)),
+  'no baseline': (samples.entry(3), samples.entry(4, parent_id=3)),
+  'one seed': (samples.baseline(seeds=1), samples.entry(3, seeds=1)),
+  'all worse': (*samples.baselines(), samples.entry(3, -0.4), samples.entry(4, -0.5)),
+  'diverged': (*samples.baselines(), samples.entry(3, diverged=(0, 1, 2, 3)), samples.entry(4, diverged=(1, 2))),
+  'unfinished': (*samples.baselines(), samples.entry(3, judged=False, fitted=False, analysed=False)),
+  'no replicas': (samples.baseline(), dataclasses.replace(samples.entry(3), training=samples.training(3, seeds=0))),
+  'same values': (samples.baseline(), dataclasses.replace(samples.baseline(), id=1, role='candidate')),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', ARCHIVES)
+def test_any_archive_has_a_report(tmp_path, name):
+  text, reader = written(ARCHIVES[name], tmp_path)
+  assert len(reader.named('h2')) == 10
+  assert {path.name for path in tmp_path.iterdir()} == PICTURES | {'index.html'}
+  assert not re.search(r'>\s*[+−]?(nan|inf)\b', text) or name in ('diverged', 'no replicas', 'one seed')
+
+
+def test_it_says_when_nothing_is_shown_to_be_better(tmp_path):
+  _, reader = written(ARCHIVES['all worse'], tmp_path)
+  text = ' '.join(''.join(reader.text).split())
+  assert 'None is shown to be better than delta_net' in text and 'It is shown to be worse' in text
+
+
+def test_an_interval_without_limit_is_drawn_open_and_said(tmp_path):
+  text, reader = written(ARCHIVES['one seed'], tmp_path)
+  assert 'class="span open"' in text
+  assert 'interval unknown' in ''.join(reader.text)
+
+
+def test_five_hundred_entries_are_written_in_time_and_size(tmp_path):
+  outcomes = samples.archive(500, rejected=0.1)
+  began = time.monotonic()
+  text, reader = written(outcomes, tmp_path)
+  assert time.monotonic() - began < 60
+  assert len(text) < 8_000_000
+  assert len([a for a in reader.named('details') if str(a.get('id', '')).startswith('outcome-')]) == len(outcomes)
+
+
+def test_a_large_archive_keeps_the_details_of_the_best_and_the_newest():
+  outcomes = samples.archive(700)
+  text = details.every(outcomes)
+  kept = {int(key) for key in re.findall(r'id="outcome-(\d+)"', text)}
+  best = max(
+    records.entries_of(outcomes), key=lambda entry: entry.evidence.improvement if entry.evidence else -math.inf
+  )
+  assert len(kept) == details.DETAILED and {best.id, outcomes[-1].id} <= kept
+  assert f'{len(outcomes) - len(kept)} more are in the archive' in text
+
+
+def test_effects_are_estimated_from_genomes_or_taken_as_given(tmp_path):
+  rng = samples.np.random.default_rng(0)
+  outcomes = list(samples.archive(30))
+  for index, outcome in enumerate(outcomes):
+    genome = {'gate': str(rng.choice(['sigmoid', 'softmax'])), 'taps': int(rng.integers(2, 4))}
+    outcomes[index] = dataclasses.replace(outcome, proposal=dataclasses.replace(outcome.proposal, genome=genome))
+  _, reader = written(outcomes, tmp_path / 'estimated')
+  assert 'What choices in a design are worth' in ''.join(reader.text)
+  given = Effect('warp', 1, 2, 5, 0.02, 0.01, 0.03)
+  _, reader = written(outcomes, tmp_path / 'given', effect_rows=[given])
+  text = ''.join(reader.text)
+  assert 'warp' in text and '1 → 2' in text and 'taps' not in text
+
+
+def test_costs_add_up(forty):
+  outcomes, _, _, reader = forty
+  text = ''.join(reader.text)
+  assert markup.duration(sum(outcome.timing.wall_seconds for outcome in outcomes)) in text
+  assert markup.duration(sum(outcome.timing.accelerator_seconds for outcome in outcomes)) in text
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):
+  written(samples.baselines(), tmp_path)
+  before = (tmp_path / 'index.html').read_bytes()
+  for path in tmp_path.glob('*.png'):
+    path.unlink()
+    path.mkdir()
+  with pytest.raises(OSError):
+    page.write(samples.archive(5), tmp_path, experiment=EXPERIMENT)
+  assert (tmp_path / 'index.html').read_bytes() == before
+  assert {path.name for path in tmp_path.iterdir()} == PICTURES | {'index.html'}
+
+
+def test_names_in_figures_are_one_short_printable_line():
+  assert figures.label('a\x00b\n\tc') == 'a b c'
+  assert figures.label('') == '(no name)'
+  assert len(figures.label('x' * 500)) == 28
+
+
+def test_labels_keep_their_distance_and_order():
+  placed = figures.spread([0.9, 0.1, 0.11, 0.12, 0.5], 0.1)
+  assert sorted(range(5), key=placed.__getitem__) == [1, 2, 3, 4, 0]
+  rows = sorted(placed)
+  assert all(b - a >= 0.1 - 1e-9 for a, b in itertools.pairwise(rows))
+
+
+BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
+SAFE = (
+  '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
+  '--disable-background-networking', '--disable-component-update', '--virtual-time-budget=4000',
+)  # fmt: skip
+ACTIONS = """<script>
+addEventListener('load', () => {
+  const report = {};
+  const names = () => [...document.querySelectorAll('#leaderboard-table tbody tr')].filter((row) => !row.hidden)
+    .map((row) => row.cells[0].textContent);
+  const heads = [...document.querySelectorAll('#leaderboard-table thead button')];
+  const click = (text) => heads.find((head) => head.textContent === text).click();
+  report.start = names();
+  click('rank'); click('rank');
+  report.reversed = names();
+  click('improvement');
+  report.last_by_improvement = names().at(-1);
+  const search = document.querySelector('#search');
+  search.value = 'anchor'; search.dispatchEvent(new Event('input'));
+  report.anchors = names();
+  report.count = document.querySelector('#count').textContent;
+  report.opened = document.querySelector('#outcome-5').open;
+  report.closed = document.querySelector('#outcome-6').open;
+  report.wider = document.documentElement.scrollWidth - innerWidth;
+  document.body.dataset.report = JSON.stringify(report);
+});
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason='needs chromium to run the page')
+@pytest.mark.parametrize('width', [390, 1400])
+def test_the_page_sorts_searches_unfolds_and_fits_in_a_browser(forty, tmp_path, width):
+  _, _, text, _ = forty
+  (tmp_path / 'page.html').write_text(text.replace('</body>', f'{ACTIONS}</body>'), 'utf-8')
+  with tempfile.TemporaryDirectory() as profile:
+    done = subprocess.run(
+      [BROWSER, *SAFE, f'--user-data-dir={profile}', f'--window-size={width},900', '--dump-dom', f'file://{tmp_path}/page.html#outcome-5'],
+      capture_output=True, text=True, timeout=90, env=os.environ | {'HOME': profile},
+    )  # fmt: skip
+  reports = [a['data-report'] for a in Reader(done.stdout[done.stdout.index('<html') :]).named('body')]
+  report = json.loads(reports[0])
+  assert report['start'] == [str(rank) for rank in range(1, len(report['start']) + 1)]
+  assert report['reversed'] == report['start'][::-1]
+  assert report['anchors'] and report['count'].startswith(f'{len(report["anchors"])} of ')
+  assert report['opened'] and not report['closed']
+  assert report['wider'] <= 0, 'the page is wider than the window'
+
+
+def test_the_templates_are_part_of_the_package():
+  folder = pathlib.Path(page.__file__).parent
+  assert (folder / 'page.html').exists() and (folder / 'page.css').exists()

@@ -1,0 +1,37 @@
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from asiarch_jax.training import sharding
+
+
+@pytest.mark.parametrize(
+  'devices, replicas, data_parallel, expected',
+  [
+    (1, 4, 1, (1, 1)),
+    (8, 8, 1, (8, 1)),
+    (8, 8, 2, (4, 2)),
+    (8, 4, 1, (4, 1)),
+    (8, 6, 1, (6, 1)),
+    (8, 7, 2, (1, 2)),
+    (3, 4, 1, (2, 1)),
+    (16, 1, 4, (1, 4)),
+  ],
+)
+def test_as_many_devices_as_divide_the_replicas(devices, replicas, data_parallel, expected):
+  assert sharding.shape(devices, replicas, data_parallel) == expected
+
+
+def test_too_few_devices_are_refused_with_the_remedy():
+  with pytest.raises(ValueError, match=r'training\.data_parallel = 4 needs as many devices, 2 at hand'):
+    sharding.shape(2, 4, 4)
+
+
+def test_axes_are_auto():
+  assert sharding.mesh(jax.devices(), 1).axis_types == (AxisType.Auto, AxisType.Auto)
+
+
+def test_placed_values_come_back():
+  mesh, value = sharding.mesh(jax.devices(), 1), np.arange(6).reshape(1, 6)
+  np.testing.assert_array_equal(sharding.place({'a': value}, mesh, sharding.REPLICAS)['a'], value)
