@@ -23,6 +23,7 @@ from rich.console import Console
 from asiarch_jax import config, cycle
 from asiarch_jax.agents import analyst, evolution, genome, given, judge
 from asiarch_jax.checks import source
+from asiarch_jax.evidence import effects
 from asiarch_jax.ports import Researcher
 from asiarch_jax.records import Entry, Job, JobResult, Limits, Outcome, Proposal, Rejection, to_json
 from asiarch_jax.report import page, text
@@ -91,7 +92,7 @@ def search(values: flags.FlagValues, _: list[str]) -> int:
         )
         return INTERRUPTED
       events = journal.events()
-  report = page.write(outcomes, workdir / 'report', experiment=experiment, journal_events=events)
+  report = _write_report(outcomes, workdir / 'report', experiment, events)
   added = [outcome for outcome in outcomes if outcome.id not in done]
   wall = time.monotonic() - began
   if values.json:
@@ -101,7 +102,7 @@ def search(values: flags.FlagValues, _: list[str]) -> int:
       )
     )
     return 0
-  console = Console()
+  console = _console()
   console.print(text.leaderboard(outcomes))
   console.print(text.summary(outcomes, experiment.search.baseline))
   if added:
@@ -121,7 +122,7 @@ def check(values: flags.FlagValues, arguments: list[str]) -> int:
   if values.json:
     print(json.dumps(to_json(result)))
     return 0 if passed else 1
-  console = Console(highlight=False)
+  console = _console()
   for finding in result.findings:
     console.print(
       f'{"ok  " if finding.passed else "FAIL"} {finding.check}: {finding.detail}', markup=False, soft_wrap=True
@@ -143,7 +144,7 @@ def train(values: flags.FlagValues, arguments: list[str]) -> int:
   if values.json:
     print(json.dumps(to_json(result)))
     return 0 if result.failure is None else 1
-  console = Console()
+  console = _console()
   if result.failure:
     console.print(f'{result.failure.kind}: {result.failure.reason}\n{result.failure.log}', markup=False, soft_wrap=True)
   if result.training and result.cost:
@@ -167,7 +168,7 @@ def top(values: flags.FlagValues, _: list[str]) -> int:
   if values.json:
     print(json.dumps({'outcomes': text.as_json(outcomes)}))
   else:
-    console = Console()
+    console = _console()
     console.print(text.leaderboard(outcomes, values.limit))
     console.print(text.summary(outcomes, _experiment.search.baseline))
   return 0
@@ -179,7 +180,7 @@ def show(values: flags.FlagValues, arguments: list[str]) -> int:
   if values.json:
     print(json.dumps(to_json(outcome)))
   else:
-    Console().print(text.outcome_page(outcome, outcomes, source=values.source, diff=values.diff))
+    _console().print(text.outcome_page(outcome, outcomes, source=values.source, diff=values.diff))
   return 0
 
 
@@ -192,7 +193,7 @@ def tree(values: flags.FlagValues, _: list[str]) -> int:
     ]
     print(json.dumps({'nodes': nodes}))
   else:
-    Console().print(text.tree(outcomes))
+    _console().print(text.tree(outcomes))
   return 0
 
 
@@ -201,7 +202,7 @@ def report(values: flags.FlagValues, _: list[str]) -> int:
   workdir = pathlib.Path(values.workdir)
   out = pathlib.Path(values.out) if values.out else workdir / 'report'
   events = journals.JsonLines(workdir / 'journal.jsonl', read_only=True).events()
-  written = page.write(outcomes, out, experiment=experiment, journal_events=events)
+  written = _write_report(outcomes, out, experiment, events)
   print(json.dumps({'report': str(written)}) if values.json else written)
   return 0
 
@@ -256,8 +257,8 @@ def team_of(number: int, experiment: config.Experiment, runner, journal) -> cycl
   )
   return cycle.Team(
     researcher=researcher,
-    judge=judge.MeasuredJudge(experiment.judge, genome.distance, experiment.search.baseline),
-    analyst=analyst.MeasuredAnalyst(experiment.search.baseline),
+    judge=judge.MeasuredJudge(experiment.judge, baseline=experiment.search.baseline),
+    analyst=analyst.MeasuredAnalyst(baseline=experiment.search.baseline),
     runner=runner,
     journal=journal,
   )
@@ -328,6 +329,11 @@ def choose_jail(experiment: config.Experiment, display: Display) -> str:
   return jail
 
 
+def _console() -> Console:
+  """Returns standard output; where it is no terminal, wide enough for a table without cut cells."""
+  return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
 def _cache() -> pathlib.Path:
   base = os.environ.get('ASIARCH_CACHE') or os.path.join(
     os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'asiarch'
@@ -368,6 +374,15 @@ def _one_job(values: flags.FlagValues, argument: str, kind: str) -> JobResult:
 def _read(workdir: str) -> tuple[tuple[Outcome, ...], config.Experiment]:
   with archives.OrbaxArchive.open_read_only(pathlib.Path(workdir)) as archive:
     return archive.outcomes(), archive.experiment
+
+
+def _write_report(
+  outcomes: Sequence[Outcome], out: pathlib.Path, experiment: config.Experiment, events: Sequence[dict]
+) -> pathlib.Path:
+  """Writes the report, with effects that count the changes from a baseline to its children too."""
+  designs = {name: design.to_json() for name, design in genome.GENOMES.items()}
+  rows = effects.effects(outcomes, genomes=designs)
+  return page.write(outcomes, out, experiment=experiment, journal_events=events, effect_rows=rows)
 
 
 def _named(argument: str, outcomes: Sequence[Outcome]) -> Outcome:

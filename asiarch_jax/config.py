@@ -29,7 +29,7 @@ class Model:
   remat: bool = False  # recompute each block in the backward pass
   dtype: str = 'float32'  # compute type; parameters and reductions are float32
   norm_epsilon: float = 1e-6  # inside every RMSNorm of the host
-  init_stddev: float = 0.02  # of the embedding and the feed-forward
+  init_stddev: float = 0.1  # of the embedding and the feed-forward; about 1/sqrt(width)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -364,10 +364,13 @@ def from_json(kind: Any, value: Any) -> Any:
   return value
 
 
+_hints = functools.cache(typing.get_type_hints)  # slow, and asked for every record
+
+
 def _record_from_json(kind: Any, value: Any) -> Any:
   if not isinstance(value, dict):
     raise ValueError(f'{kind.__name__} is written as an object, not as {type(value).__name__}')
-  hints = typing.get_type_hints(kind)
+  hints = _hints(kind)
   unknown = set(value) - set(hints) - {'outcome'}
   if unknown:
     raise ValueError(f'{kind.__name__} has no field {sorted(unknown)[0]!r}; it has {sorted(hints)}')

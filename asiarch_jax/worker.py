@@ -7,7 +7,9 @@ holds the jail, the clock and the memory limit.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import sys
 import time
 import traceback
@@ -34,8 +36,8 @@ from asiarch_jax.records import (
   Timing,
   TrainSummary,
 )
+from asiarch_jax.shell import checkpoint, jobfolder
 from asiarch_jax.shell import corpus as corpora
-from asiarch_jax.shell import jobfolder
 from asiarch_jax.tasks import TASKS
 from asiarch_jax.tasks import summary as task_summary
 from asiarch_jax.training import monitor, sharding, train
@@ -103,7 +105,14 @@ def matched(mixer: type, job: Job, settings: config.Experiment) -> tuple[int, Fi
 
 
 def learn(
-  job: Job, settings: config.Experiment, mixer: type, mlp_width: int, cost_: Cost, text: corpora.Corpus, report: Report
+  job: Job,
+  settings: config.Experiment,
+  mixer: type,
+  mlp_width: int,
+  cost_: Cost,
+  text: corpora.Corpus,
+  out: str,
+  report: Report,
 ) -> tuple[TrainSummary, tuple[TaskScore, ...], Mapping[str, np.ndarray], Failure | None]:
   """Trains all replicas on the corpus and on each synthetic task; returns summary, scores, best parameters, failure."""
   training, evaluation = settings.training, settings.evaluation
@@ -121,11 +130,18 @@ def learn(
 
   report(Progress('compile', 0, training.steps))
   seeds = [settings.seed + seed for seed in range(training.seeds)]
-  fitted = trainer.fit(
-    lambda step: text.training_batch(step, seeds, training.batch, training.length),
-    watch=monitor.Watch(settings.monitor, job.baseline_losses, job.limits.seconds_per_step, training),
-    on_progress=on_step,
-  )
+  with contextlib.ExitStack() as stack:
+    kept = None
+    if training.checkpoint_every:
+      # The runner leaves this folder to the next worker of the same job, if this one is killed from outside.
+      kept = stack.enter_context(checkpoint.Checkpoint(os.path.join(out, jobfolder.CHECKPOINT)))
+    fitted = trainer.fit(
+      lambda step: text.training_batch(step, seeds, training.batch, training.length),
+      watch=monitor.Watch(settings.monitor, job.baseline_losses, job.limits.seconds_per_step, training),
+      on_progress=on_step,
+      save=kept.save if kept else None,
+      restore=kept.restore if kept else None,
+    )
   failure = Failure(fitted.stopped.kind, fitted.stopped.reason) if fitted.stopped else None
   bits = {'validation': np.full(count, np.nan), 'test': np.full(count, np.nan)}
   scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -243,7 +259,7 @@ def _score(name: str, sums_RN: np.ndarray, counts_RN: np.ndarray) -> TaskScore |
   return TaskScore(name, float(np.mean(values)), stderr, min(sequences), TASKS[name].unit)
 
 
-def run(job: Job, corpus_dir: str, report: Report) -> tuple[JobResult, Mapping[str, np.ndarray]]:
+def run(job: Job, corpus_dir: str, out: str, report: Report) -> tuple[JobResult, Mapping[str, np.ndarray]]:
   """Returns a job's result and arrays. An exception of the proposal becomes a failure with its traceback."""
   began = time.time()
   settings = config.from_dict(job.experiment)
@@ -254,7 +270,7 @@ def run(job: Job, corpus_dir: str, report: Report) -> tuple[JobResult, Mapping[s
     if mixer is not None and job.kind == 'train':
       assert result.cost is not None
       text = corpora.load(corpus_dir)
-      summary, scores, arrays, failure = learn(job, settings, mixer, mlp_width, result.cost, text, report)
+      summary, scores, arrays, failure = learn(job, settings, mixer, mlp_width, result.cost, text, out, report)
       result = dataclasses.replace(result, training=summary, scores=scores, failure=failure)
   except Exception as error:
     log = '\n'.join(traceback.format_exc().splitlines()[-LOG_LINES:])
@@ -269,7 +285,7 @@ def main(_: list[str]) -> None:
   secret = sys.stdin.readline().strip()
   sys.stdin.close()
   job = jobfolder.read_job(_JOB.value)
-  result, arrays = run(job, _CORPUS.value, lambda progress: jobfolder.append_progress(_OUT.value, progress))
+  result, arrays = run(job, _CORPUS.value, _OUT.value, lambda progress: jobfolder.append_progress(_OUT.value, progress))
   jobfolder.write_result(_OUT.value, result, arrays, secret)
 
 

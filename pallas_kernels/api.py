@@ -182,7 +182,7 @@ def delta_rule_step(
   if log_decay is not None:
     _expect('log_decay', log_decay, (B, HV) if log_decay.ndim == 2 else (B, HV, K))
   compute = jnp.promote_types(jnp.result_type(q, k, v, state), jnp.float32)
-  wide = [None if x is None else x.astype(compute) for x in (q, k, v, beta, log_decay, state)]
+  wide: list[Any] = [None if x is None else x.astype(compute) for x in (q, k, v, beta, log_decay, state)]
   o, state = reference.delta_rule_step(*wide, scale=K**-0.5 if scale is None else scale)
   return o.astype(v.dtype), state
 
@@ -287,9 +287,9 @@ def _runs(segment_ids: Array, shape: tuple[int, int]) -> Array:
   return jnp.pad(jnp.cumsum(changes, 1, dtype=jnp.int32), [(0, 0), (1, 0)])
 
 
-def _same_variance(*arrays: Array | None) -> list[Array | None]:
+def _same_variance(*arrays: Any) -> list[Any]:
   """Returns the arrays, each made to vary over every mesh axis that one of them varies over inside `shard_map`."""
-  axes = [frozenset() if x is None else getattr(jax.typeof(x), 'vma', frozenset()) for x in arrays]
+  axes: list[frozenset] = [frozenset() if x is None else getattr(jax.typeof(x), 'vma', frozenset()) for x in arrays]
   every = frozenset().union(*axes)
   return [
     x if x is None or not every - mine else lax.pcast(x, tuple(sorted(every - mine)), to='varying')

@@ -13,6 +13,7 @@ Two tokens see each other only inside one run (a segment, or the piece of it tha
 
 from __future__ import annotations
 
+import functools
 import string
 
 import jax
@@ -42,6 +43,22 @@ def dot(a: Array, b: Array, over: str = 'nn', precision: Precision = None) -> Ar
   b = b.reshape(*(b.shape[letters.index(x)] for x in b_lead), *b.shape[-2:])
   product = jnp.einsum(f'{a_axes},{b_axes}->{kept}yz', a, b, precision=precision)
   return product.reshape(*shape, *product.shape[-2:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def columns(x_C: Array, size: int) -> Array:
+  """Returns x repeated as `size` columns, [..., C, size]. Its gradient is a product with ones, not a reduction.
+
+  XLA on CPU fuses a reduction with the elementwise work before it into a loop that is tens of times slower.
+  """
+  return jnp.broadcast_to(x_C[..., None], (*x_C.shape, size))
+
+
+def _columns_backward(size: int, _, dx: Array) -> tuple[Array]:
+  return (dot(dx, jnp.ones((*(1,) * (dx.ndim - 2), size, 1), dx.dtype), precision=lax.Precision.HIGHEST)[..., 0],)
+
+
+columns.defvjp(lambda x_C, size: (columns(x_C, size), None), _columns_backward)
 
 
 def _grid(size: int) -> tuple[Array, Array]:
@@ -108,7 +125,7 @@ def decayed_grams(
     return jnp.where(seen_CC & (i > j), kk_CC, 0.0), jnp.where(seen_CC, qk_CC, 0.0)
   # The diagonal is one whatever G: written so, no gradient reaches G from it and returns with the other sign.
   below_CC = seen_CC & (i > j)
-  gap_CC = jnp.where(below_CC, total[..., :, None] - total[..., None, :], jnp.where(i == j, 0.0, -jnp.inf))
+  gap_CC = jnp.where(below_CC, columns(total, C) - columns(total, C).mT, jnp.where(i == j, 0.0, -jnp.inf))
   decay_CC = jnp.exp(gap_CC)
   return jnp.where(i > j, kk_CC * decay_CC, 0.0), qk_CC * decay_CC
 

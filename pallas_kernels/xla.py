@@ -94,12 +94,14 @@ def delta_rule(
   return o_BTHV, state_BHGKV.reshape(state_BHKV.shape)
 
 
-def _factors(plan: Plan, q_CK, k_CK, v_CV, beta_C, log_decay, runs) -> Factors:
+def _factors(plan: Plan, runs, q_CK, k_CK, v_CV, beta_C, log_decay) -> Factors:
   """Returns the factors of all chunks; its derivative is left to JAX (elementwise work and two Gram products)."""
   run_C, before = runs
   q_CK = q_CK * plan.scale
-  beta_C1 = beta_C[..., None]
-  total = rise = fall = keep = None
+  ones_C1 = jnp.ones((*beta_C.shape, 1), beta_C.dtype)
+  total = None
+  rise = fall = ones_C1
+  keep = ones_C1[..., :1, :]
   if log_decay is not None:
     total = jnp.cumsum(log_decay, 4)
     wide = total if log_decay.ndim == k_CK.ndim else total[..., None]
@@ -108,20 +110,26 @@ def _factors(plan: Plan, q_CK, k_CK, v_CV, beta_C, log_decay, runs) -> Factors:
     rise, keep = jnp.exp(wide), jnp.exp(last.mT)
     fall = jnp.exp(jnp.where(row_C1 < plan.chunk - 1, last - wide, 0.0))
   if run_C is not None:
-    zero_C1 = jnp.zeros_like(beta_C1)
-    rise = jnp.where((run_C == before)[..., None], 1.0 + zero_C1 if rise is None else rise, 0.0)
-    fall = jnp.where((run_C == run_C[..., -1:])[..., None], 1.0 + zero_C1 if fall is None else fall, 0.0)
-    keep = jnp.where((run_C[..., -1:] == before)[..., None], 1.0 + zero_C1[..., :1, :] if keep is None else keep, 0.0)
+    rise = jnp.where((run_C == before)[..., None], rise, 0.0)
+    fall = jnp.where((run_C == run_C[..., -1:])[..., None], fall, 0.0)
+    keep = jnp.where((run_C[..., -1:] == before)[..., None], keep, 0.0)
+  changing = log_decay is not None or run_C is not None
   kk_CC, read_CC = chunk_math.decayed_grams(q_CK, k_CK, total, run_C, plan.precision)
+  beta_C1 = beta_C[..., None]
   return Factors(
-    lower=beta_C1 * kk_CC,
+    lower=_scaled(beta_C1, kk_CC),
     read=read_CC,
-    k_in=beta_C1 * (k_CK if rise is None else k_CK * rise),
-    v_in=beta_C1 * v_CV,
-    q_in=q_CK if rise is None else q_CK * rise,
-    k_out=k_CK if fall is None else k_CK * fall,
-    keep=jnp.ones((1, 1), k_CK.dtype) if keep is None else keep,
+    k_in=_scaled(beta_C1 * rise, k_CK),
+    v_in=_scaled(beta_C1, v_CV),
+    q_in=_scaled(rise, q_CK) if changing else q_CK,
+    k_out=_scaled(fall, k_CK) if changing else k_CK,
+    keep=keep,
   )
+
+
+def _scaled(factor: Array, x_CX: Array) -> Array:
+  """Returns `x_CX` with each row times its factor, [C, 1], or each entry times its own."""
+  return x_CX * (factor if factor.shape[-1] > 1 else chunk_math.columns(factor[..., 0], x_CX.shape[-1]))
 
 
 def _transition(factors: Factors, w_CK: Array, precision) -> Array:
@@ -154,7 +162,7 @@ def _carry(plan: Plan, map_NKK: Array, add_NKV: Array, first_KV: Array, *, back:
 
 def _sweep(plan: Plan, operands, state_KV):
   """Returns (o, last state, inverse, received states) of all chunks."""
-  factors = _factors(plan, *operands)
+  factors = _factors(plan, operands[-1], *operands[:-1])
   product = functools.partial(dot, precision=plan.precision)
   inverse_CC = checkpoint_name(chunk_math.unit_lower_inverse(factors.lower, plan.precision), RESIDUALS[0])
   w_CK, u_CV = product(inverse_CC, factors.k_in), product(inverse_CC, factors.v_in)
@@ -184,7 +192,7 @@ def _chunkwise_backward(plan, residuals, cotangents):
   do_CV, dlast_KV = cotangents
   product = functools.partial(dot, precision=plan.precision)
   runs = operands[-1]
-  factors, pull = jax.vjp(lambda *x: _factors(plan, *x, runs), *operands[:-1])
+  factors, pull = jax.vjp(functools.partial(_factors, plan, runs), *operands[:-1])
   if kept is None:
     _, _, inverse_CC, states_KV = _sweep(plan, operands, state_KV)
   else:
@@ -198,10 +206,6 @@ def _chunkwise_backward(plan, residuals, cotangents):
   du_CV = read_do_CV + product(factors.k_out, dafter_KV)
   dv_in_CV = product(inverse_CC, du_CV, 'tn')
   dkeep = (states_KV * dafter_KV).sum(-1, keepdims=True)
-  if factors.keep.ndim == 2:
-    dkeep = jnp.zeros_like(factors.keep)
-  elif factors.keep.shape[-2] == 1:
-    dkeep = dkeep.sum(-2, keepdims=True)
   dfactors = Factors(
     lower=-product(dv_in_CV, u_CV, 'nt'),
     read=product(do_CV, u_CV, 'nt'),

@@ -309,7 +309,7 @@ def name_of(genome: Genome, taken: Iterable[str] = ()) -> str:
   """Returns a name that says what a design has, with syllables from its hash, which tell it from its like.
 
   >>> name_of(Genome(short_fir=True, copy=True, fusion='softmax'))
-  'routed_delta_fir_copy_foza'
+  'routed_delta_fir_copy_fufa'
   """
   memory = {'none': 'delta', 'head': 'fading_delta', 'channel': 'selective_delta'}[genome.decay]
   words = [FUSED[genome.fusion]] if genome.fusion in FUSED else []

@@ -127,6 +127,7 @@ class _Subject:
     self.mixer, self.spec, self.checks, self.seed = mixer, spec, checks, seed
     self.lengths = tuple(sorted(set(checks.lengths)))
     self.rng = np.random.default_rng([seed, 7])
+    self.traces: dict[Any, Any] = {}
 
   def built(self, dtype: Any) -> Any:
     return contract.build(self.mixer, dataclasses.replace(self.spec, dtype=jnp.dtype(dtype)))
@@ -156,10 +157,10 @@ class _Subject:
   def apply(self, parameters: Any, x_BTD: jax.Array) -> jax.Array:
     return self.module.apply({'params': parameters}, x_BTD, mutable=contract.SOWN)[0]
 
-  def loss(self, parameters: Any, x_BTD: jax.Array, weights_BTD: jax.Array) -> jax.Array:
-    """Returns a scalar that every part of the output and every sown loss enters."""
+  def loss(self, parameters: Any, x_BTD: jax.Array, weights_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns a scalar that every part of the output and every sown loss enters, and the output y."""
     y_BTD, sown = self.module.apply({'params': parameters}, x_BTD, mutable=('losses',))
-    return (y_BTD * weights_BTD).sum() + sum(jnp.sum(loss) for loss in jax.tree.leaves(sown))
+    return (y_BTD * weights_BTD).sum() + sum(jnp.sum(loss) for loss in jax.tree.leaves(sown)), y_BTD
 
   @property
   def middle(self) -> int:
@@ -187,35 +188,36 @@ class _Subject:
   def jitted(self) -> Any:
     return jax.jit(jax.vmap(self.apply, (None, 0)))
 
-  def forward(self, length: int, batch: int) -> Any:
-    """Returns the trace of all probes of one size: y [S, B, T, D] from parameters and x [S, B, T, D]."""
-    return self.jitted.trace(self.shapes, jax.ShapeDtypeStruct(self.probes[length, batch].x.shape, jnp.float32))
+  def trace(self, name: Any) -> Any:
+    """Returns one program, traced: 'gradient' (which gives y too), 'init', or the forward pass of (length, batch)."""
+    if name not in self.traces:
+      self.traces[name] = self._traced(name)
+    return self.traces[name]
 
-  @functools.cached_property
-  def traces(self) -> dict[Any, Any]:
-    """Every program that will run, traced: 'gradient', 'init', and the forward pass by (length, batch)."""
-    x_SBTD = jax.ShapeDtypeStruct((2, 2, self.middle, self.spec.width), jnp.float32)
-    short_BTD = jnp.zeros((1, 2, self.spec.width), jnp.float32)
-    gradient = jax.jit(jax.vmap(jax.grad(self.loss, (0, 1)), (None, 0, 0)))
-    start = jax.jit(lambda key: self.module.init(key, short_BTD).get('params', {}))
-    return {
-      'gradient': gradient.trace(self.shapes, x_SBTD, x_SBTD),
-      **{size: self.forward(*size) for size in self.sizes},
-      'init': start.trace(jax.eval_shape(lambda: jax.random.PRNGKey(0))),
-    }
+  def _traced(self, name: Any) -> Any:
+    if name == 'gradient':
+      x_SBTD = jax.ShapeDtypeStruct(self.slope_x.shape, jnp.float32)
+      slopes = jax.vmap(jax.grad(self.loss, (0, 1), has_aux=True), (None, 0, 0))
+      return jax.jit(slopes).trace(self.shapes, x_SBTD, x_SBTD)
+    if name == 'init':
+      short_BTD = jnp.zeros((1, 2, self.spec.width), jnp.float32)
+      start = jax.jit(lambda key: self.module.init(key, short_BTD).get('params', {}))
+      return start.trace(jax.eval_shape(lambda: jax.random.PRNGKey(0)))
+    return self.jitted.trace(self.shapes, jax.ShapeDtypeStruct(self.probes[name].x.shape, jnp.float32))
 
   @functools.cached_property
   def compiling(self) -> dict[Any, Any]:
     """Starts to compile every program, two at a time: tracing holds Python, compilation does not."""
     pool = futures.ThreadPoolExecutor(2)
-    waiting = {name: pool.submit(trace.lower().compile, PROGRAM) for name, trace in self.traces.items()}
+    names = ['gradient', *(size for size in self.sizes if size != (self.middle, 2)), 'init']
+    waiting = {name: pool.submit(self.trace(name).lower().compile, PROGRAM) for name in names}
     pool.shutdown(wait=False)
     return waiting
 
   def program(self, name: Any) -> Any:
     if name not in self.compiling:
       self.compiling[name] = futures.Future()
-      self.compiling[name].set_result(self.forward(*name).lower().compile(PROGRAM))
+      self.compiling[name].set_result(self.trace(name).lower().compile(PROGRAM))
     return self.compiling[name].result()
 
   @functools.cached_property
@@ -235,7 +237,23 @@ class _Subject:
 
   def run(self, parameters: Any, size: tuple[int, int]) -> np.ndarray:
     """Returns y [S, B, T, D] for all probes of a size."""
+    if size == (self.middle, 2):
+      return np.asarray(self.slopes(parameters)[1])[:-1]
     return np.asarray(self.program(size)(parameters, self.probes[size].x))
+
+  @functools.cached_property
+  def slope_x(self) -> np.ndarray:
+    """The probes of the middle length, and behind them one token over and over, as padding is: [S + 1, 2, T, D]."""
+    x_SBTD = self.probes[self.middle, 2].x
+    return np.concatenate([x_SBTD, np.repeat(x_SBTD[:1, :, :1], self.middle, 2)])
+
+  @functools.cached_property
+  def slope_weights(self) -> np.ndarray:
+    return self.rng.normal(size=self.slope_x.shape).astype(np.float32)
+
+  def slopes(self, parameters: Any) -> Any:
+    """Returns ((gradients of the parameters, of x), y) for each batch of `slope_x`."""
+    return self.program('gradient')(parameters, self.slope_x, self.slope_weights)
 
   @functools.cached_property
   def answers(self) -> dict[tuple[int, int], np.ndarray]:
@@ -362,13 +380,13 @@ def _shapes(subject: _Subject) -> Iterator[Finding]:
 
 def _effects(subject: _Subject) -> Iterator[Finding]:
   """The jaxpr of the mixer, and of its gradient, is a pure function without random numbers or open loops."""
-  forward = subject.forward(*subject.sizes[0]).jaxpr
+  forward = subject.trace(subject.sizes[0]).jaxpr
   names = {equation.primitive.name for equation in jaxprs.walk(forward)}
   if 'while' in names:  # before its gradient is asked for: it has none
     yield Finding('loops', False, cost.OPEN_LOOP)
     return
   yield Finding('loops', True, 'every loop has a known number of turns')
-  for trace in (lambda: forward, lambda: subject.traces['gradient'].jaxpr):  # a callback may have no gradient
+  for trace in (lambda: forward, lambda: subject.trace('gradient').jaxpr):  # a callback may have no gradient
     if calls := _host_calls(jaxpr := trace()):
       yield Finding('effects', False, f'the mixer calls the host ({", ".join(calls)}): remove it')
       return
@@ -430,10 +448,10 @@ def _finite(subject: _Subject) -> Iterator[Finding]:
 
 def _determinism(subject: _Subject) -> Iterator[Finding]:
   """Two calls give the same, and two traces the same program: nothing outside the arguments is read."""
-  size = (subject.middle, 2)
+  size = next(size for size in subject.sizes if size != (subject.middle, 2))  # that one runs with its gradient
   if not np.array_equal(subject.run(subject.moved, size), subject.answers[size], equal_nan=True):
     yield Finding('determinism', False, 'two calls with the same input give different outputs: remove what changes')
-  elif not cost.same_function(subject.traces[size].jaxpr, subject.again(size)):
+  elif not cost.same_function(subject.trace(size).jaxpr, subject.again(size)):
     yield Finding(
       'determinism', False, 'traced twice, the mixer is two functions: it reads something that changes; remove it'
     )
@@ -497,14 +515,10 @@ def _prefix(subject: _Subject) -> Iterator[Finding]:
 
 def _gradients(subject: _Subject) -> Iterator[Finding]:
   """Every parameter and the input receive a finite gradient that is not zero."""
-  shape = (2, subject.middle, subject.spec.width)
-  x_BTD = subject.rng.normal(size=shape).astype(np.float32)
-  repeated_BTD = np.repeat(x_BTD[:, :1], subject.middle, 1)  # one token over and over, as padding is
-  weights_SBTD = subject.rng.normal(size=(2, *shape)).astype(np.float32)
-  grads, dx_SBTD = subject.program('gradient')(subject.moved, np.stack([x_BTD, repeated_BTD]), weights_SBTD)
+  (grads, dx_SBTD), _ = subject.slopes(subject.moved)
   named = [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(grads)]
   named.append(('', np.asarray(dx_SBTD)))
-  for index, text in enumerate(('random tokens', 'one token repeated')):
+  for index, text in ((0, 'random tokens'), (-1, 'one token repeated')):
     bad = [name for name, leaf in named if not np.isfinite(leaf[index]).all()]
     if bad:
       of = f'of parameter {bad[0]}' if bad[0] else 'of the input'

@@ -105,6 +105,9 @@ REFUSED_PATHS: dict[str, str] = {
     'a mixer reads and writes no files and calls no host code',
   ),
 }
+# Modules that a module may carry among its names.
+FOREIGN = _words("""builtins collections core functools importlib inspect io itertools jax lax logging math np numpy
+  operator os sys types typing util warnings""")
 # Attributes that no honest mixer needs, whatever they are taken from.
 REFUSED_ATTRIBUTES: dict[str, str] = {
   **dict.fromkeys(
@@ -309,6 +312,8 @@ def refusal(path: str) -> str | None:
     return REFUSED_ATTRIBUTES[name]
   if name.startswith('_'):
     return f'{name} is private to {module}'
+  if module != 'jax' and name in FOREIGN:
+    return f'{name} is a module that {module} uses itself: import it if it is allowed'
   allowed = MODULES[module]
   if allowed is not ANY and name not in allowed:
     return f'{module} offers a mixer {", ".join(sorted(allowed)) or "nothing by itself"}'

@@ -44,18 +44,19 @@ def verdict(entry: Entry) -> str:
 def leaderboard(outcomes: Sequence[Outcome], limit: int = 20) -> RenderableType:
   """Returns the table of the best entries, with the interval of each improvement over the baseline."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-  for name, justify in (
-    ('#', 'right'),
-    ('mixer', 'left'),
-    ('bits/byte', 'right'),
-    ('better by', 'right'),
-    ('95 % interval', 'center'),
-    ('verdict', 'left'),
-    ('fitness', 'right'),
-    ('params', 'right'),
-    ('FLOPs/token', 'right'),
+  for name, justify, widest in (
+    ('#', 'right', 3),
+    ('mixer', 'left', 16),
+    ('bits/byte', 'right', 9),
+    ('better by', 'right', 9),
+    ('95 % interval', 'center', 18),
+    ('verdict', 'left', 6),
+    ('fitness', 'right', 5),
+    ('params', 'right', 1),
+    ('FLOPs/token', 'right', 1),
   ):
-    table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    # A narrow terminal cuts the last columns first.
+    table.add_column(name, justify=justify, no_wrap=True, min_width=widest)  # type: ignore[arg-type]
   for entry in ranked(outcomes)[:limit]:
     evidence, said = entry.evidence, verdict(entry)
     label = entry.proposal.name if entry.role == 'candidate' else f'{entry.proposal.name} ({entry.role})'

@@ -1,9 +1,10 @@
 """Starts a worker under limits, and stays as its warden. Run as a script, `python -I confine.py SPECIFICATION`.
 
-Nothing of the package is imported: this runs before the jail closes and must start in milliseconds. The specification
-is the JSON of `sandbox.launch`: the jail, the command, the resource limits, and for sandlock what may be read and written. With bubblewrap this process becomes bubblewrap. With sandlock, or without a
-jail, it stays: it is the subreaper of all that the worker starts, ends it when the worker ends or when the controller
-dies, and ends with the worker's status (128 + n after signal n).
+Nothing of the package is imported by name: this runs before the jail closes and must start in milliseconds. The
+specification is the JSON of `sandbox.launch`: the jail, the command, the resource limits, and for sandlock what may be
+read and written. With bubblewrap this process becomes bubblewrap. With sandlock, or without a jail, it stays: it is the
+subreaper of all that the worker starts, ends it when the worker ends or when the controller dies, and ends with the
+worker's status (128 + n after signal n).
 """
 
 import contextlib

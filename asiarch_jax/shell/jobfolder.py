@@ -2,6 +2,7 @@
 
     <job>/job.json, mixer.py    what to do; read only for the worker
     <out>/progress.jsonl        one record a line, appended while the worker runs: display and heartbeat
+    <out>/checkpoint/           state to resume from, left to the next worker of the same job
     <out>/arrays.npz            arrays by path, stored plainly
     <out>/result.json           last, by rename: {'result', 'arrays_sha256', 'seal'}
 
@@ -19,6 +20,8 @@ import json
 import os
 import pathlib
 import stat
+import struct
+import tokenize
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +34,7 @@ RESULT_BYTES = 16 << 20  # of result.json; 64 replicas with 10,000 losses each t
 ARRAYS_BYTES = 8 << 30  # of arrays.npz; the runner's own limit on what a job writes is usually smaller
 LINE_BYTES = 4096  # of one progress line
 ARRAY_KINDS = 'biufc'  # numbers only: an object array would be a pickle
+CHECKPOINT = 'checkpoint'  # folder in <out>
 SEPARATOR = '/'
 
 Path = str | os.PathLike[str]
@@ -198,7 +202,9 @@ def unpack(data: bytes) -> dict[str, np.ndarray]:
         if path == entry.filename or path in arrays:
           raise ForgedResultError(f'{entry.filename!r} of arrays.npz is no .npy file, or is there twice')
         arrays[path] = _array(path, archive.read(entry))
-  except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OverflowError) as error:
+  except ForgedResultError:
+    raise
+  except (zipfile.BadZipFile, EOFError, KeyError, RuntimeError, OverflowError, ValueError, struct.error) as error:
     raise ForgedResultError(f'arrays.npz cannot be read: {error}') from error
   return arrays
 
@@ -209,8 +215,8 @@ def _array(path: str, member: bytes) -> np.ndarray:
     version = np.lib.format.read_magic(stream)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read_header(stream)
-  except ValueError as error:
-    raise ForgedResultError(f'array {path!r} has no .npy header: {error}') from error
+  except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
+    raise ForgedResultError(f'array {path!r} has no .npy header: {type(error).__name__}') from error
   if dtype.kind not in ARRAY_KINDS:
     raise ForgedResultError(f'array {path!r} has dtype {dtype}, which is not a number')
   body = member[stream.tell() :]

@@ -123,9 +123,8 @@ class LocalRunner:
     out = folder / 'out'
     for leftover in (folder / 'done.json', folder / 'arrays.npz'):
       leftover.unlink(missing_ok=True)
-    _remove_tree(out)
     jobfolder.write_job(folder, job)
-    out.mkdir(mode=0o700)
+    _renew(out, folder / jobfolder.CHECKPOINT)
     limits = self._limits(job)
     cell = sandbox.Cell(
       job=folder,
@@ -152,14 +151,15 @@ class LocalRunner:
     if result.timing == Timing():
       wall = time.time() - began
       result = dataclasses.replace(result, timing=Timing(wall, 0.0, wall * self._settings.host_devices, began))
-    if not worker.ended_from_outside(result):
-      if arrays_sha256:
-        os.replace(out / 'arrays.npz', folder / 'arrays.npz')
-      caused = result.failure is not None and result.failure.kind in ('time', 'memory', 'killed')
-      done = {'result': to_json(result), 'arrays_sha256': arrays_sha256, 'limits': limits if caused else None}
-      jobfolder.replace(folder / 'done.json', json.dumps(done).encode())
-    _remove_tree(out)
     (folder / 'worker.json').unlink(missing_ok=True)
+    if worker.ended_from_outside(result):
+      return result  # not kept, and what it wrote is left: the next run of the job goes on from its checkpoint
+    if arrays_sha256:
+      os.replace(out / 'arrays.npz', folder / 'arrays.npz')
+    caused = result.failure is not None and result.failure.kind in ('time', 'memory', 'killed')
+    done = {'result': to_json(result), 'arrays_sha256': arrays_sha256, 'limits': limits if caused else None}
+    jobfolder.replace(folder / 'done.json', json.dumps(done).encode())
+    _remove_tree(out)
     return result
 
 
@@ -505,6 +505,21 @@ def reap_orphans(jobs: pathlib.Path) -> int:
         reaped += 1
       note.unlink(missing_ok=True)
   return reaped
+
+
+def _renew(out: pathlib.Path, aside: pathlib.Path) -> None:
+  """Makes `out` an empty folder, but for the checkpoint of a worker that was killed from outside.
+
+  What is kept was written under the same job, by the same source: it can mislead nobody but itself.
+  """
+  kept = out / jobfolder.CHECKPOINT
+  if kept.is_dir() and not out.is_symlink() and not kept.is_symlink():
+    _remove_tree(aside)
+    os.rename(kept, aside)
+  _remove_tree(out)
+  out.mkdir(mode=0o700)
+  if aside.is_dir():
+    os.rename(aside, kept)
 
 
 def _remove_tree(folder: pathlib.Path) -> None:

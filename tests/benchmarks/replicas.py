@@ -3,8 +3,8 @@
     python tests/benchmarks/replicas.py --steps=120 --replicas=8
 
 Each process imports, compiles, trains the default model on this package's own source bytes and evaluates. The separate
-ones run `--at_once` at a time (default: one after the other, as a queue of jobs would). Prints one JSON document; `ratio`
-is separate over together. Processor seconds stand beside wall seconds: on a machine with other work only they compare.
+ones run `--at_once` at a time (default: one after the other, as a queue of jobs would). Prints one JSON document; and
+`ratio` is separate over together. Processor seconds stand beside wall seconds: on a busy machine only they compare.
 """
 
 import argparse

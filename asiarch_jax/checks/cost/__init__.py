@@ -17,7 +17,17 @@ from asiarch_jax.checks.cost import flops, jaxprs, state
 from asiarch_jax.checks.cost.fingerprint import fingerprint, same_function
 from asiarch_jax.checks.cost.flops import OPEN_LOOP, UnboundedLoopError
 
-__all__ = ['OPEN_LOOP', 'STEEP', 'Growth', 'UnboundedLoopError', 'count', 'fingerprint', 'growth', 'same_function']
+__all__ = [
+  'OPEN_LOOP',
+  'STEEP',
+  'UNROLLED_LENGTHS',
+  'Growth',
+  'UnboundedLoopError',
+  'count',
+  'fingerprint',
+  'growth',
+  'same_function',
+]
 
 LENGTHS = (2560, 5120)  # long enough that what grows fastest is what shows; seldom the size of another axis
 UNROLLED_LENGTHS = (128, 256)  # where a Python loop over tokens or chunks makes each trace as long as T

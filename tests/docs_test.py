@@ -1,0 +1,100 @@
+"""What the README and the docs say is run here: every command, every piece of Python, every link."""
+
+import pathlib
+import re
+import shlex
+import subprocess
+
+import pytest
+from conftest import ROOT, asiarch
+
+from asiarch_jax import config, main
+
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+# Commands whose arguments are the reader's own (a bucket, a file of theirs); each needs a reason.
+NOT_RUN = {
+  'SOURCE': 'a placeholder',
+  'FILE.py': 'a placeholder',
+  'gs://': 'needs a bucket',
+  'hf:HuggingFaceFW': 'needs the network',
+}
+
+
+def blocks(path, language):
+  return re.findall(rf'^```{language}\n(.*?)^```', path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands_of(path):
+  """Returns the commands of a page: lines of sh blocks, and indented lines, that start with asiarch or make."""
+  text = path.read_text()
+  lines = [line for block in blocks(path, 'sh') for line in block.splitlines()]
+  lines += [line[4:] for line in text.splitlines() if re.match(r'    (asiarch|make) ', line)]
+  commands = [line.partition('  #')[0].strip() for line in lines]
+  return [line for line in commands if line.startswith(('asiarch ', 'make '))]
+
+
+COMMANDS = sorted({(path.name, command) for path in PAGES for command in commands_of(path)})
+
+
+def test_the_readme_has_commands():
+  assert len(COMMANDS) > 10
+
+
+@pytest.mark.parametrize('page, command', COMMANDS)
+def test_every_command_of_the_docs_runs(page, command, smoke, tmp_path):
+  if any(mark in command for mark in NOT_RUN):
+    pytest.skip(f'{command}: {next(why for mark, why in NOT_RUN.items() if mark in command)}')
+  words = shlex.split(command)
+  if words[0] == 'make':
+    process = subprocess.run(['make', '-n', *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return
+  # The run that the page talks about is the small one here, and new files go where tests may write.
+  given = [
+    word.replace('runs/default', str(smoke[0])).replace('configs/default.py', 'configs/smoke.py') for word in words[1:]
+  ]
+  given = [re.sub(r'^--out=.*', f'--out={tmp_path / "out"}', word) for word in given]
+  given = [re.sub(r'^--cycles=\d+', '--cycles=4', word) for word in given]
+  given = given[: given.index('>')] if '>' in given else given
+  if given[0] in ('check', 'train'):
+    given.append(f'--workdir={tmp_path / "scratch"}')
+  if given[0] == 'check':
+    given.append('--config=configs/smoke.py')
+  process = asiarch(*given)
+  assert process.returncode == 0, process.stderr
+
+
+def test_the_python_of_the_readme_runs_and_its_mixer_passes_the_gate(tmp_path):
+  mixer, kernels = blocks(ROOT / 'README.md', 'python')
+  (tmp_path / 'gated_mean.py').write_text(mixer)
+  process = asiarch('check', tmp_path / 'gated_mean.py', f'--workdir={tmp_path}')
+  assert process.returncode == 0, process.stdout + process.stderr
+  names = {}
+  exec(kernels, names)
+  assert names['o'].shape == (2, 100, 4, 32) and names['state'].shape == (2, 4, 32, 32)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+  for target in re.findall(r'\]\(([^)#]+)\)', page.read_text()):
+    assert target.startswith('http') or (page.parent / target).exists(), f'{page.name} links to {target}'
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_paths_that_pages_name_exist(page):
+  for name in re.findall(r'`((?:asiarch_jax|pallas_kernels|configs|tests|docs)/[\w/.-]+)`', page.read_text()):
+    assert (ROOT / name).exists(), f'{page.name} names {name}'
+
+
+def test_the_settings_page_is_the_one_that_is_generated(capsys):
+  assert main.main(['config', '--markdown']) == 0
+  printed = capsys.readouterr().out
+  page = (ROOT / 'docs/CONFIGURATION.md').read_text()
+  assert page == printed, 'renew it: asiarch config --markdown > docs/CONFIGURATION.md'
+  assert all(f'`{name}`' in page for name in config.flat(config.Experiment()))
+
+
+def test_no_page_is_left_out_of_the_readme():
+  readme = (ROOT / 'README.md').read_text()
+  assert [page.name for page in PAGES[1:] if f'docs/{page.name}' not in readme] == []
+  assert pathlib.Path(ROOT / 'LICENSE').read_text().lstrip().startswith('Apache License')

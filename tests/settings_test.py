@@ -1,0 +1,228 @@
+"""Every setting changes something: each leaf has a probe whose answer differs between the default and another value."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asiarch_jax import config, cycle, worker
+from asiarch_jax.agents import evolution, judge
+from asiarch_jax.arch import contract, lm
+from asiarch_jax.arch.baselines import delta_net
+from asiarch_jax.records import Cost, Job, to_json, without_timing
+from asiarch_jax.search import fitness, pool, sampling
+from asiarch_jax.shell import corpus as corpora
+from tests import samples
+
+SMALL = config.from_dict(
+  {
+    'model': {'width': 16, 'layers': 2, 'heads': 2, 'mlp_width': 24},
+    'training': {'steps': 8, 'batch': 2, 'length': 16, 'seeds': 2, 'steps_per_call': 2},
+    'evaluation': {'validation_windows': 4, 'test_windows': 4, 'batch': 4},
+    'tasks': {'names': ['mqar'], 'steps': 4, 'examples': 8, 'pairs': 2, 'symbols': 8, 'length': 16, 'copies': 2},
+  }
+)
+ARCHIVE = samples.archive(60)
+
+
+def changed(experiment, name, value):
+  """Returns the experiment with one leaf replaced."""
+  part, _, leaf = name.rpartition('.')
+  if not part:
+    return dataclasses.replace(experiment, **{leaf: value})
+  return dataclasses.replace(experiment, **{part: dataclasses.replace(getattr(experiment, part), **{leaf: value})})
+
+
+def host(experiment):
+  """What the model is: its program and its initial numbers."""
+  model = lm.LanguageModel(delta_net.Mixer, experiment.model)
+  parameters = model.initial_parameters(jax.random.key(0))
+  tokens = jnp.arange(8)[None]
+  program = str(jax.make_jaxpr(lambda p: jax.grad(lambda q: model.apply({'params': q}, tokens).sum())(p))(parameters))
+  return program, [np.asarray(leaf).sum() for leaf in jax.tree.leaves(parameters)]
+
+
+def breeding(experiment):
+  chosen = [
+    sampling.select(ARCHIVE, experiment.search, experiment.fitness, np.random.default_rng(n)) for n in range(30)
+  ]
+  members = [entry.id for entry in pool.pool(ARCHIVE, experiment.search, experiment.fitness)]
+  return members, [(s.parent.id, [r.id for r in s.references]) for s in chosen]
+
+
+def terms(experiment):
+  return [
+    fitness.composite(e, ARCHIVE[0], experiment.fitness) for e in ARCHIVE if hasattr(e, 'training') and e.training
+  ]
+
+
+def jobs(experiment):
+  return [cycle.job_of(samples.proposal(), ARCHIVE[:n], n, experiment, 'text') for n in (0, 2, 30)]
+
+
+def proposals(experiment):
+  asked = []
+  for n in range(25):
+    rng = np.random.default_rng(n)
+    selection = sampling.select(ARCHIVE[:3], experiment.search, experiment.fitness, rng)
+    asked.append(evolution.Evolution(experiment.researcher).propose(selection, ARCHIVE[:3], rng).source)
+  return asked
+
+
+PROBES = {
+  'model.width': (host, 32),
+  'model.layers': (host, 3),
+  'model.heads': (host, 4),
+  'model.mlp_width': (host, 32),
+  'model.vocabulary': (host, 300),
+  'model.tied': (host, False),
+  'model.scan_layers': (host, True),
+  'model.remat': (host, True),
+  'model.dtype': (host, 'bfloat16'),
+  'model.norm_epsilon': (host, 1e-3),
+  'model.init_stddev': (host, 0.5),
+  'search.pool': (breeding, 5),
+  'search.refresh': (breeding, 7),
+  'search.cold_start': (breeding, 500),
+  'search.parent_ranks': (breeding, (1, 2)),
+  'search.reference_ranks': (breeding, (2, 6)),
+  'search.references': (breeding, 1),
+  'search.baseline': (breeding, 'gated_delta_net'),
+  'search.match_parameters': (jobs, False),
+  'search.baselines': (jobs, ('delta_net', 'gated_delta_net')),
+  'search.anchors': (jobs, ()),
+  'fitness.gain': (terms, 3.0),
+  'fitness.band': (terms, 0.3),
+  'fitness.leak': (breeding, 0.001),
+  'fitness.worse_loss': (breeding, 1e-5),
+  'fitness.worse_tasks': (breeding, 1e-5),
+  'researcher.fresh': (proposals, 0.9),
+  'researcher.combine': (proposals, 0.0),
+  'researcher.mutations': (proposals, 8.0),
+}  # fmt: skip
+MEASURED = {  # by training a tiny model: slow, in the sweep
+  'seed': 1,
+  'training.steps': 4,
+  'training.batch': 4,
+  'training.length': 32,
+  'training.seeds': 3,
+  'training.learning_rates': (1e-3, 4e-3),
+  'training.schedule': 'cosine',
+  'training.warmup': 0.5,
+  'training.decay': 0.9,
+  'training.final': 0.9,
+  'training.weight_decay': 0.9,
+  'training.b1': 0.1,
+  'training.b2': 0.1,
+  'training.epsilon': 1.0,
+  'training.clip': 1e-3,
+  'training.steps_per_call': 4,
+  'monitor.suspicious': 0.99,
+  'monitor.hopeless': 1e-6,
+  'monitor.hopeless_at': 0.9,
+  'evaluation.validation_windows': 8,
+  'evaluation.test_windows': 8,
+  'tasks.names': ('selective_copying',),
+  'tasks.steps': 8,
+  'tasks.examples': 16,
+  'tasks.pairs': 1,
+  'tasks.symbols': 12,
+  'tasks.length': 12,
+}
+ELSEWHERE = {
+  'name': 'tests/report: the page is titled by it',
+  'corpus.path': 'tests/commands_test.py: another corpus is another experiment',
+  'search.cycles': 'tests/commands_test.py: more cycles continue',
+  'training.data_parallel': 'tests/training: the mesh (4, 2) gives the losses of one device',
+  'training.checkpoint_every': 'tests/training: resumed equals uninterrupted',
+  'monitor.too_slow': 'tests/cycle_test.py: the limit follows the parent, and tests/training: it stops a run',
+  'evaluation.batch': 'windows a call: results agree whatever it is, tests/training',
+  'tasks.copies': 'tests/tasks: selective copying asks for as many',
+  'checks.lengths': 'tests/checks',
+  'checks.tolerance': 'tests/checks',
+  'checks.growth': 'tests/checks',
+  'checks.parameter_tolerance': 'tests/arch: matched_mlp_width',
+  'checks.smallest_mlp': 'tests/arch: matched_mlp_width',
+  'checks.seconds': 'tests/checks: a gate that takes longer ends with a finding',
+  'judge.performance': 'test_weights_of_the_judge',
+  'judge.innovation': 'test_weights_of_the_judge',
+  'judge.complexity': 'test_weights_of_the_judge',
+  'researcher.kind': 'one value as yet; another is refused, tests/config_test.py',
+  'researcher.repairs': 'tests/cycle_test.py: findings go back a set number of times',
+  'runner.kind': 'one value as yet; another is refused, tests/config_test.py',
+  'runner.jail': 'tests/shell',
+  'runner.platform': 'tests/shell',
+  'runner.host_devices': 'tests/shell',
+  'runner.wall_seconds': 'tests/shell',
+  'runner.heartbeat_seconds': 'tests/shell',
+  'runner.memory_gib': 'tests/shell',
+  'runner.processes': 'tests/shell',
+  'runner.file_mib': 'tests/shell',
+  'runner.log_kib': 'tests/shell',
+}
+
+
+def test_every_setting_has_its_place():
+  assert set(config.flat(config.Experiment())) == {*PROBES, *MEASURED, *ELSEWHERE}
+
+
+@pytest.mark.parametrize('name', PROBES)
+def test_a_setting_changes_what_it_says(name):
+  probe, value = PROBES[name]
+  start = SMALL if name.startswith('model.') else config.from_dict({'search': {'cold_start': 5, 'refresh': 2}})
+  assert probe(changed(start, name, value)) != probe(start)
+
+
+def test_weights_of_the_judge():
+  entry = next(e for e in ARCHIVE[5:] if hasattr(e, 'evidence'))
+  scores = {
+    weights: judge.MeasuredJudge(config.Judge(*weights))(entry, ARCHIVE[:5]).score
+    for weights in ((0.3, 0.25, 0.45), (0.8, 0.1, 0.1), (0.1, 0.8, 0.1), (0.1, 0.1, 0.8))
+  }
+  assert len(set(scores.values())) == 4
+
+
+@pytest.fixture(scope='module')
+def text(tmp_path_factory):
+  """A corpus of plain sentences, enough for a few windows in every split."""
+  folder = tmp_path_factory.mktemp('text')
+  rng = np.random.default_rng(0)
+  words = ['state', 'key', 'value', 'gate', 'decay', 'token', 'chunk', 'delta']
+  documents = [' '.join(rng.choice(words, 120)) for _ in range(400)]
+  (folder / 'text.jsonl').write_text('\n'.join(f'{{"text": "{document}"}}' for document in documents))
+  corpora.prepare(str(folder / 'text.jsonl'), folder / 'corpus')
+  return corpora.load(folder / 'corpus')
+
+
+def measured(experiment, text):
+  job = Job('delta_net', '', config.worker_part(experiment), baseline_losses=(5.5, 5.5, 5.5, 5.5))
+  summary, scores, _, failure = worker.learn(
+    job, experiment, delta_net.Mixer, experiment.model.mlp_width, Cost(1, 1.0, 1, 1.0), text, '', lambda progress: None
+  )
+  entry = dataclasses.replace(samples.entry(3), training=summary, scores=scores)
+  return to_json(without_timing(entry)), failure
+
+
+@pytest.fixture(scope='module')
+def unchanged(text):
+  return measured(SMALL, text)
+
+
+def test_the_same_settings_measure_the_same(text, unchanged):
+  assert measured(SMALL, text) == unchanged
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize('name', MEASURED)
+def test_a_setting_changes_what_is_measured(name, text, unchanged):
+  start, before = SMALL, unchanged
+  if name == 'monitor.hopeless_at':  # says nothing unless the rule is on
+    start = changed(SMALL, 'monitor.hopeless', 1e-6)
+    before = measured(start, text)
+  assert measured(changed(start, name, MEASURED[name]), text) != before
+
+
+def test_sizes_of_the_host_reach_the_mixer():
+  assert contract.spec_of(SMALL.model) == contract.MixerSpec(16, 2, jnp.dtype('float32'))

@@ -1,0 +1,315 @@
+"""The runner: once by hash, limits kept, nothing left behind, whoever dies first."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from asiarch_jax import config
+from asiarch_jax.records import Job, Limits
+from asiarch_jax.shell import processes, runner, sandbox
+
+HERE = pathlib.Path(__file__).parent
+BODY = """
+class Mixer:
+  def __init__(self, width, heads):
+    pass
+
+  def __call__(self, x):
+    return [x]
+"""
+SLEEPY = f'import time\nprint("begun", flush=True)\ntime.sleep(300)\n{BODY}'
+
+
+@pytest.fixture(autouse=True)
+def workers(monkeypatch):
+  monkeypatch.syspath_prepend(str(HERE))
+
+
+@pytest.fixture(scope='module', params=['bubblewrap', 'sandlock', 'none'])
+def jail(request):
+  why = '' if request.param == 'none' else sandbox.defect(request.param)
+  if why:
+    pytest.skip(f'{request.param} does not work here: {why}')
+  return request.param
+
+
+@pytest.fixture(scope='module')
+def any_jail():
+  return sandbox.available()[0] if sandbox.available() else 'none'
+
+
+def local(workdir, jail, module='stand_in_worker', on_log=None, corpus=None, **settings):
+  settings = {'platform': 'cpu', 'memory_gib': 1.0, **settings}
+  return runner.LocalRunner(workdir, config.Runner(jail=jail, **settings), corpus, worker_module=module, on_log=on_log)
+
+
+def living(pattern):
+  """Returns the processes whose command line names a folder."""
+  found = []
+  for name in filter(str.isdigit, os.listdir('/proc')):
+    try:
+      if pattern.encode() in pathlib.Path(f'/proc/{name}/cmdline').read_bytes() and int(name) != os.getpid():
+        found.append(int(name))
+    except OSError:
+      continue
+  return found
+
+
+def until(condition, seconds=20.0):
+  deadline = time.monotonic() + seconds
+  while not (value := condition()):
+    assert time.monotonic() < deadline, 'waited in vain'
+    time.sleep(0.02)
+  return value
+
+
+def test_a_job_runs_once(tmp_path, jail):
+  counting = local(tmp_path, jail)
+  first = counting.run(Job('m', BODY, {}))
+  log = tmp_path / 'jobs' / first.key / 'log.txt'
+  log.unlink()
+  assert counting.run(Job('renamed', BODY, {}, limits=Limits(5.0))) == first
+  assert local(tmp_path, jail).run(Job('m', BODY, {})) == first
+  assert not log.exists()
+  assert first.failure is None
+  assert list(counting.arrays(first.key)['params/w']) == [3.0]
+
+
+def test_an_error_of_the_proposal_is_a_result_and_is_kept(tmp_path, any_jail):
+  failing = local(tmp_path, any_jail)
+  job = Job('m', 'raise ValueError("shapes (3,) and (4,)")', {})
+  first = failing.run(job)
+  assert (first.failure.kind, first.failure.reason) == ('error', 'ValueError: shapes (3,) and (4,)')
+  assert 'mixer.py' in first.failure.log
+  (tmp_path / 'jobs' / job.key / 'log.txt').unlink()
+  assert failing.run(job) == first
+  assert not (tmp_path / 'jobs' / job.key / 'log.txt').exists()
+  assert failing.arrays(job.key) == {}
+
+
+def test_arrays_of_an_unknown_job_are_an_error(tmp_path, any_jail):
+  with pytest.raises(KeyError, match='no finished job'):
+    local(tmp_path, any_jail).arrays('nothing')
+
+
+def test_arrays_that_were_changed_are_an_error(tmp_path, any_jail):
+  one = local(tmp_path, any_jail)
+  key = one.run(Job('m', BODY, {})).key
+  with open(tmp_path / 'jobs' / key / 'arrays.npz', 'ab') as file:
+    file.write(b'x')
+  with pytest.raises(ValueError, match='not the file that the result was sealed with'):
+    one.arrays(key)
+
+
+def test_a_worker_is_killed_within_two_seconds_of_its_wall_clock(tmp_path, jail):
+  began = time.monotonic()
+  result = local(tmp_path, jail).run(Job('m', SLEEPY, {}, limits=Limits(2.0)))
+  assert result.failure.kind == 'time' and '2 s of wall clock' in result.failure.reason
+  assert 2.0 <= time.monotonic() - began < 4.0
+  assert not living(str(tmp_path))
+
+
+def test_a_silent_worker_is_killed(tmp_path, jail):
+  began = time.monotonic()
+  result = local(tmp_path, jail, heartbeat_seconds=2.0).run(Job('m', SLEEPY, {}))
+  assert result.failure.kind == 'time' and 'silent' in result.failure.reason
+  assert time.monotonic() - began < 12.0
+  assert not living(str(tmp_path))
+
+
+def test_a_heartbeat_keeps_a_worker_alive(tmp_path, any_jail):
+  beat = f'import time\nfor _ in range(8):\n  time.sleep(0.5)\n  open(OUT + "/progress.jsonl", "a").write("x")\n{BODY}'
+  assert local(tmp_path, any_jail, heartbeat_seconds=3.0).run(Job('m', beat, {})).failure is None
+
+
+def test_too_little_time_is_forgotten_when_there_is_more(tmp_path, any_jail):
+  slow = Job('m', f'import time\ntime.sleep(2.5)\n{BODY}', {}, limits=Limits(1.5))
+  generous = Job('m', slow.source, {}, limits=Limits(60.0))
+  assert local(tmp_path, any_jail).run(slow).failure.kind == 'time'
+  assert slow.key == generous.key
+  began = time.monotonic()
+  assert local(tmp_path, any_jail).run(slow).failure.kind == 'time'
+  assert time.monotonic() - began < 1.0, 'the same limits give the stored failure'
+  assert local(tmp_path, any_jail).run(generous).failure is None
+
+
+def test_progress_arrives_while_the_worker_runs(tmp_path, jail):
+  seen = []
+  result = local(tmp_path, jail).run(Job('m', f'import time\ntime.sleep(0.6)\n{BODY}', {}), seen.append)
+  assert result.failure is None
+  assert [one.stage for one in seen] == ['check', 'train']
+
+
+def test_log_lines_are_handed_on(tmp_path, any_jail):
+  lines = []
+  local(tmp_path, any_jail, on_log=lines.append).run(Job('m', f'print("one")\nprint("two")\n{BODY}', {}))
+  assert lines == ['one', 'two']
+
+
+def test_a_worker_that_cannot_start_is_our_fault(tmp_path, any_jail, monkeypatch):
+  (tmp_path / 'broken_worker.py').write_text('raise ImportError("libfoo is missing")')
+  monkeypatch.syspath_prepend(str(tmp_path))
+  with pytest.raises(RuntimeError, match=r'before it read its job.*libfoo is missing|libfoo'):
+    local(tmp_path / 'work', any_jail, module='broken_worker').run(Job('m', BODY, {}))
+
+
+def test_an_interrupt_of_the_controller_ends_the_worker(tmp_path, jail):
+  def interrupt(_):
+    raise KeyboardInterrupt
+
+  job = Job('m', SLEEPY, {})
+  with pytest.raises(KeyboardInterrupt):
+    local(tmp_path, jail).run(job, interrupt)
+  assert not living(str(tmp_path))
+  assert not (tmp_path / 'jobs' / job.key / 'done.json').exists()
+
+
+def test_a_worker_killed_by_others_is_run_again(tmp_path, jail):
+  job = Job('m', SLEEPY, {})
+  folder = tmp_path / 'jobs' / job.key
+  results = []
+  thread = threading.Thread(target=lambda: results.append(local(tmp_path, jail).run(job)))
+  thread.start()
+  warden = until(lambda: (folder / 'worker.json').exists() and json.loads((folder / 'worker.json').read_text()))['pid']
+  until(lambda: (folder / 'out' / 'progress.jsonl').exists())
+  os.kill(warden, signal.SIGKILL)
+  thread.join(20)
+  assert results[0].failure.kind == 'killed'
+  until(lambda: not living(str(tmp_path)))
+  assert not (folder / 'done.json').exists()
+
+
+CONTROLLER = """
+import sys
+sys.path[:0] = [{here!r}, {root!r}]
+from asiarch_jax import config
+from asiarch_jax.records import Job
+from asiarch_jax.shell import runner
+settings = config.Runner(jail={jail!r}, platform='cpu')
+jobs = runner.LocalRunner({workdir!r}, settings, {corpus!r}, worker_module='stand_in_worker')
+jobs.run(Job('m', {source!r}, {{}}))
+"""
+
+
+def test_a_killed_controller_leaves_nothing_and_its_job_is_run_again(tmp_path, jail):
+  # Sleeps the first time only: until its corpus has a file.
+  source = f'import os, time\nif not os.listdir(CORPUS):\n  time.sleep(300)\n{BODY}'
+  (tmp_path / 'corpus').mkdir()
+  text = CONTROLLER.format(
+    here=str(HERE),
+    root=str(HERE.parents[1]),
+    workdir=str(tmp_path),
+    jail=jail,
+    source=source,
+    corpus=str(tmp_path / 'corpus'),
+  )
+  controller = subprocess.Popen([sys.executable, '-c', text])
+  job = Job('m', source, {})
+  folder = tmp_path / 'jobs' / job.key
+  until(lambda: (folder / 'out' / 'progress.jsonl').exists())
+  pid = json.loads((folder / 'worker.json').read_text())['pid']
+  family = (pid, *(one.pid for one in processes.family(pid)))
+  controller.kill()
+  controller.wait()
+  again = local(tmp_path, jail, corpus=tmp_path / 'corpus')
+  until(lambda: all(processes.process(one) is None or processes.process(one).state in 'ZX' for one in family), 5.0)
+  assert not (folder / 'worker.json').exists()
+  (tmp_path / 'corpus' / 'card.json').write_text('{}')
+  assert again.run(job).failure is None
+
+
+def test_a_checkpoint_is_left_to_the_next_worker_and_nothing_else_is(tmp_path, any_jail):
+  source = f"""
+import os, time
+if not os.path.isdir(OUT + '/checkpoint'):
+  os.makedirs(OUT + '/checkpoint/1')
+  open(OUT + '/litter', 'w').close()
+  open(OUT + '/progress.jsonl', 'a').write('{{"stage": "saved"}}' + chr(10))
+  time.sleep(300)
+assert os.listdir(OUT + '/checkpoint') == ['1'] and not os.path.exists(OUT + '/litter')
+{BODY}"""
+  job = Job('m', source, {})
+
+  def interrupt(progress):
+    if progress.stage == 'saved':
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    local(tmp_path, any_jail).run(job, interrupt)
+  assert local(tmp_path, any_jail).run(job).failure is None
+  assert not (tmp_path / 'jobs' / job.key / 'out').exists()
+
+
+def test_a_planted_link_is_no_checkpoint(tmp_path, any_jail):
+  job = Job('m', f'import os\nassert os.listdir(OUT) == ["progress.jsonl"]\n{BODY}', {})
+  (tmp_path / 'precious').mkdir()
+  (tmp_path / 'precious' / 'file').write_text('')
+  out = tmp_path / 'jobs' / job.key / 'out'
+  out.mkdir(parents=True)
+  (out / 'checkpoint').symlink_to(tmp_path / 'precious')
+  assert local(tmp_path, any_jail).run(job).failure is None
+  assert (tmp_path / 'precious' / 'file').exists()
+
+
+def test_an_orphan_is_known_by_its_start_time(tmp_path):
+  orphan = subprocess.Popen(['sleep', '100'], start_new_session=True)
+  other = subprocess.Popen(['sleep', '100'], start_new_session=True)
+  try:
+    for name, process, shift in (('orphan', orphan, 0), ('other', other, 1)):
+      folder = tmp_path / 'jobs' / name
+      folder.mkdir(parents=True)
+      started = processes.process(process.pid).started + shift
+      (folder / 'worker.json').write_text(json.dumps({'pid': process.pid, 'started': started}))
+    assert runner.reap_orphans(tmp_path / 'jobs') == 1
+    assert orphan.wait(5) == -signal.SIGKILL
+    assert other.poll() is None
+    assert not list(tmp_path.glob('jobs/*/worker.json'))
+  finally:
+    for process in (orphan, other):
+      process.kill()
+      process.wait()
+
+
+def test_a_second_runner_leaves_the_workers_of_the_first_alone(tmp_path, jail):
+  slow = Job('slow', f'import time\ntime.sleep(2)\n{BODY}', {})
+  results = []
+  thread = threading.Thread(target=lambda: results.append(local(tmp_path, jail).run(slow)))
+  thread.start()
+  until(lambda: (tmp_path / 'jobs' / slow.key / 'out' / 'progress.jsonl').exists())
+  second = local(tmp_path, jail)
+  assert second.reaped == 0
+  assert second.run(Job('quick', f'# quick\n{BODY}', {})).failure is None
+  thread.join(30)
+  assert results[0].failure is None
+
+
+def test_two_runners_at_the_same_job_run_it_once(tmp_path, any_jail):
+  job = Job('m', f'import time\ntime.sleep(1)\nprint(time.time())\n{BODY}', {})
+  results = []
+  threads = [threading.Thread(target=lambda: results.append(local(tmp_path, any_jail).run(job))) for _ in range(2)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(30)
+  assert len(results) == 2 and results[0] == results[1]
+  assert len((tmp_path / 'jobs' / job.key / 'log.txt').read_text().splitlines()) == 1
+
+
+def test_a_tree_without_end_is_measured_in_bounded_time(tmp_path):
+  for number in range(50):
+    (tmp_path / str(number)).write_text('x' * 5000)
+  assert processes.tree_bytes(tmp_path, 100) >= 50 * 4096
+  assert processes.tree_bytes(tmp_path, 10) is None
+  assert processes.tree_bytes(tmp_path / 'missing', 10) == 0
+
+
+def test_cleaning_keeps_text_and_drops_commands():
+  assert runner.clean('a\tb\nc\x1b[2J\x00\x9b\u202e\u00e9') == 'a\tb\nc[2J\u00e9'
+  assert runner.clean('a\nb' * 100, 4) == 'a ba'
