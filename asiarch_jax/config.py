@@ -36,11 +36,11 @@ class Model:
 class Training:
   """How each replica is trained. Replicas are seeds x learning rates, all in one compiled program."""
 
-  steps: int = 120  # optimiser steps
+  steps: int = 160  # optimiser steps
   batch: int = 8  # B, sequences a step and replica
   length: int = 128  # T, tokens a sequence
-  seeds: int = 4  # independent initialisations and data orders
-  learning_rates: tuple[float, ...] = (4e-3,)  # peak values; the best on the validation windows is reported
+  seeds: int = 3  # independent initialisations and data orders
+  learning_rates: tuple[float, ...] = (5e-3, 1.5e-2)  # peak values; the best on the validation windows is reported
   schedule: str = 'wsd'  # wsd: warm-up, stable, decay; or cosine
   warmup: float = 0.1  # share of the steps
   decay: float = 0.3  # share of the steps that wsd decays over

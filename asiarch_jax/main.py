@@ -201,7 +201,12 @@ def main(arguments: Sequence[str]) -> int:
     return command.run(values, positional)
   except UsageError as error:
     return _refuse(name, str(error))
-  except (ValueError, OSError, ImportError) as error:  # the shell's errors name value, limit and remedy
+  except (
+    ValueError,
+    OSError,
+    ImportError,
+    commands.runners.WorkerStartError,
+  ) as error:  # the shell's errors name value, limit and remedy
     return _refuse(name, str(error))
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)

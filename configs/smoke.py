@@ -17,11 +17,14 @@ def get_config():
       experiment,
       name='smoke',
       model=dataclasses.replace(experiment.model, width=16, layers=1, mlp_width=48),
-      training=dataclasses.replace(experiment.training, steps=8, batch=2, length=32, seeds=2, steps_per_call=4),
+      training=dataclasses.replace(
+        experiment.training, steps=8, batch=2, length=32, seeds=2, learning_rates=(5e-3,), steps_per_call=4
+      ),
       evaluation=config.Evaluation(validation_windows=4, test_windows=4, batch=4),
       tasks=dataclasses.replace(experiment.tasks, steps=4, examples=8, pairs=2, length=16),
       search=dataclasses.replace(
         experiment.search, cycles=4, baselines=('delta_net', 'gated_delta_net'), anchors=(), cold_start=1, refresh=1
       ),
+      runner=dataclasses.replace(experiment.runner, platform='cpu'),
     )
   )

@@ -287,9 +287,18 @@ def _runs(segment_ids: Array, shape: tuple[int, int]) -> Array:
   return jnp.pad(jnp.cumsum(changes, 1, dtype=jnp.int32), [(0, 0), (1, 0)])
 
 
+def _varying_axes(x: Array | None) -> frozenset:
+  """Returns the mesh axes that `x` varies over inside `shard_map`, whichever way this JAX spells them."""
+  if x is None:
+    return frozenset()
+  kind = jax.typeof(x)
+  manual = getattr(kind, 'manual_axis_type', None)
+  return frozenset(getattr(kind, 'vma', ()) if manual is None else manual.varying)
+
+
 def _same_variance(*arrays: Any) -> list[Any]:
   """Returns the arrays, each made to vary over every mesh axis that one of them varies over inside `shard_map`."""
-  axes: list[frozenset] = [frozenset() if x is None else getattr(jax.typeof(x), 'vma', frozenset()) for x in arrays]
+  axes = [_varying_axes(x) for x in arrays]
   every = frozenset().union(*axes)
   return [
     x if x is None or not every - mine else lax.pcast(x, tuple(sorted(every - mine)), to='varying')

@@ -55,7 +55,7 @@ def columns(x_C: Array, size: int) -> Array:
 
 
 def _columns_backward(size: int, _, dx: Array) -> tuple[Array]:
-  return (dot(dx, jnp.ones((*(1,) * (dx.ndim - 2), size, 1), dx.dtype), precision=lax.Precision.HIGHEST)[..., 0],)
+  return (dot(dx, jnp.ones((*dx.shape[:-2], size, 1), dx.dtype), precision=lax.Precision.HIGHEST)[..., 0],)
 
 
 columns.defvjp(lambda x_C, size: (columns(x_C, size), None), _columns_backward)
@@ -102,6 +102,20 @@ def _small_inverse(lower_CC: Array, precision: Precision) -> Array:
     inverse_CC = inverse_CC - dot(step_CC, inverse_CC, precision=precision)
     block *= 2
   return inverse_CC
+
+
+def running_sum(x: Array, run_C: Array | None, axis: int) -> Array:
+  """Returns the inclusive sums of `x` over the tokens of a chunk, begun anew with each run.
+
+  One sum over the whole chunk would do as well, but its rounding would carry traces of one document into the next.
+  """
+  if run_C is None:
+    return jnp.cumsum(x, axis)
+  C = x.shape[axis]
+  i, j = _grid(C)
+  counted_CC = ((i >= j) & (run_C[..., :, None] == run_C[..., None, :])).astype(x.dtype)
+  wide = x if x.ndim > axis + 1 else x[..., None]
+  return dot(counted_CC, wide, precision=lax.Precision.HIGHEST).reshape(x.shape)
 
 
 def decayed_grams(

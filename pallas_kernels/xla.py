@@ -103,7 +103,7 @@ def _factors(plan: Plan, runs, q_CK, k_CK, v_CV, beta_C, log_decay) -> Factors:
   rise = fall = ones_C1
   keep = ones_C1[..., :1, :]
   if log_decay is not None:
-    total = jnp.cumsum(log_decay, 4)
+    total = chunk_math.running_sum(log_decay, run_C, 4)
     wide = total if log_decay.ndim == k_CK.ndim else total[..., None]
     last = wide[..., -1:, :]
     row_C1 = lax.broadcasted_iota(jnp.int32, (plan.chunk, 1), 0)

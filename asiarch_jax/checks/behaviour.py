@@ -52,7 +52,8 @@ CUTS = (1, 2, 5, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 127, 128)  # tokens ke
 FUTURES = ('other', 'ten times larger', 'shifted by five', 'silent')
 FEW_CUTS, MANY_CUTS = (1, 17, 32, 48), 100  # what is enough for sequences shorter than MANY_CUTS
 FIRST_SWAP = 3  # batches before the first swapped future
-PROGRAM = {'xla_backend_optimization_level': 0}  # each program runs a few times only: compiling costs more
+# Each program runs a few times only, so compiling costs more than running. Other backends may not know the option.
+PROGRAM = {'cpu': {'xla_backend_optimization_level': 0}}
 
 
 def gate(
@@ -191,7 +192,9 @@ class _Subject:
   def trace(self, name: Any) -> Any:
     """Returns one program, traced: 'gradient' (which gives y too), 'init', or the forward pass of (length, batch)."""
     if name not in self.traces:
-      self.traces[name] = self._traced(name)
+      # Accelerators round products to bfloat16 or TF32 otherwise, and that would look like a leak.
+      with jax.default_matmul_precision('highest'):
+        self.traces[name] = self._traced(name)
     return self.traces[name]
 
   def _traced(self, name: Any) -> Any:
@@ -210,14 +213,16 @@ class _Subject:
     """Starts to compile every program, two at a time: tracing holds Python, compilation does not."""
     pool = futures.ThreadPoolExecutor(2)
     names = ['gradient', *(size for size in self.sizes if size != (self.middle, 2)), 'init']
-    waiting = {name: pool.submit(self.trace(name).lower().compile, PROGRAM) for name in names}
+    waiting = {
+      name: pool.submit(self.trace(name).lower().compile, PROGRAM.get(jax.default_backend())) for name in names
+    }
     pool.shutdown(wait=False)
     return waiting
 
   def program(self, name: Any) -> Any:
     if name not in self.compiling:
       self.compiling[name] = futures.Future()
-      self.compiling[name].set_result(self.trace(name).lower().compile(PROGRAM))
+      self.compiling[name].set_result(self.trace(name).lower().compile(PROGRAM.get(jax.default_backend())))
     return self.compiling[name].result()
 
   @functools.cached_property
@@ -271,7 +276,8 @@ class _Subject:
   def again(self, size: tuple[int, int]) -> Any:
     """Returns the jaxpr of one forward program, traced a second time."""
     x = jax.ShapeDtypeStruct(self.probes[size].x.shape, jnp.float32)
-    return jax.make_jaxpr(jax.vmap(lambda *operands: self.apply(*operands), (None, 0)))(self.shapes, x)
+    with jax.default_matmul_precision('highest'):
+      return jax.make_jaxpr(jax.vmap(lambda *operands: self.apply(*operands), (None, 0)))(self.shapes, x)
 
   def pair(self, length: int) -> np.ndarray:
     """Returns y [2, T, D] of the first two sequences, two rows a batch."""

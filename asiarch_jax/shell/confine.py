@@ -54,7 +54,7 @@ def main(text):
 
   signal.signal(signal.SIGTERM, end)
   drop_privileges(libc, spec)
-  status = under_sandlock(spec) if spec['jail'] == 'sandlock' else unjailed(spec)
+  status = under_sandlock(spec) if spec['jail'] == 'sandlock' else unjailed(libc, spec)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   end_family(processes)
   os._exit(status)
@@ -119,9 +119,13 @@ def under_sandlock(spec):
   return 128 + number if number and number > 0 else results[0].exit_code & 255
 
 
-def unjailed(spec):
+def unjailed(libc, spec):
   """Returns the status of the worker without a jail."""
-  status = subprocess.Popen(spec['command'], cwd=spec['directory']).wait()
+
+  def die_with_warden():
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+  status = subprocess.Popen(spec['command'], cwd=spec['directory'], preexec_fn=die_with_warden).wait()
   return status if status >= 0 else 128 - status
 
 

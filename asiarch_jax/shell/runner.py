@@ -47,6 +47,10 @@ TEXT_CHARACTERS = 120  # of a text in progress: it goes to a terminal
 OnProgress = Callable[[Progress], None]
 
 
+class WorkerStartError(RuntimeError):
+  """A worker could not begin: nothing was learned about the job."""
+
+
 class LocalRunner:
   """Runs jobs on this machine, one at a time in a thread; several runners may share a workdir.
 
@@ -82,7 +86,8 @@ class LocalRunner:
     """Returns a job's result; one that was reached before is not computed again.
 
     Raises:
-      RuntimeError: no jail works here, or the worker ended before it read its job (a fault of the installation).
+      RuntimeError: no jail works here.
+      WorkerStartError: the worker ended before it read its job: a fault of the installation, not of the proposal.
       OSError: the workdir cannot be written.
     """
     folder = self._jobs / job.key
@@ -140,7 +145,7 @@ class LocalRunner:
       failure = worker.watch(limits, on_progress)
     (folder / 'log.txt').write_text(worker.log)
     if worker.never_began:
-      raise RuntimeError(
+      raise WorkerStartError(
         f'the worker {sandbox.status_text(worker.status)} before it read its job; it said:\n{worker.log[-2000:]}\n'
         f'run `{self._python} -m {self._module} --help` by hand, or raise runner.memory_gib'
       )
@@ -153,7 +158,11 @@ class LocalRunner:
       result = dataclasses.replace(result, timing=Timing(wall, 0.0, wall * self._settings.host_devices, began))
     (folder / 'worker.json').unlink(missing_ok=True)
     if worker.ended_from_outside(result):
-      return result  # not kept, and what it wrote is left: the next run of the job goes on from its checkpoint
+      # Not kept: the job is run again, from its checkpoint if there is one.
+      _renew(out, folder / jobfolder.CHECKPOINT)
+      with contextlib.suppress(OSError):
+        out.rmdir()
+      return result
     if arrays_sha256:
       os.replace(out / 'arrays.npz', folder / 'arrays.npz')
     caused = result.failure is not None and result.failure.kind in ('time', 'memory', 'killed')

@@ -409,7 +409,10 @@ def weaknesses(jail: str) -> tuple[str, ...]:
   except ValueError as error:
     raise RuntimeError(f'the probe of {jail} gave no answer: {said.stderr[-300:]}; {ADVICE}') from error
   held['udp'] = arrived == target['word'].encode()
-  return tuple(sentence for name, sentence in SENTENCES.items() if held[name])
+  found = [sentence for name, sentence in SENTENCES.items() if held[name]]
+  if jail == 'bubblewrap' and seccomp.program() is None:
+    found.append(f'rare system calls (there is no filter for {platform.machine()})')
+  return tuple(found)
 
 
 @contextlib.contextmanager
@@ -462,13 +465,6 @@ def _run_inside(jail: str, arguments: Sequence[str]) -> subprocess.CompletedProc
       finally:
         processes.kill_family(process.pid)
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
-
-
-def machine_note(jail: str) -> str:
-  """Returns what the system-call filter lacks on this architecture, empty when it is in place."""
-  if jail == 'bubblewrap' and seccomp.program() is None:
-    return f'no system-call filter for {platform.machine()}'
-  return ''
 
 
 def status_text(status: int) -> str:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
+from jax.experimental import pallas as pl
 
 from asiarch_jax import config
 from asiarch_jax.arch import contract
@@ -257,3 +258,16 @@ def test_a_trace_is_the_same_function_as_itself_only():
   one, two = (jaxprs.trace(baseline(name), D, 32) for name in ('delta_net', 'gated_delta_net'))
   assert cost.same_function(one, jaxprs.trace(baseline('delta_net'), D, 32))
   assert not cost.same_function(one, two)
+
+
+def test_a_kernel_counts_as_often_as_its_grid_says():
+  def double(x_ref, o_ref):
+    o_ref[...] = jnp.dot(x_ref[...], x_ref[...])
+
+  def run(x):
+    block = pl.BlockSpec((8, 8), lambda i: (i, 0))
+    return pl.pallas_call(
+      double, grid=(4,), in_specs=[block], out_specs=block, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype)
+    )(x)
+
+  assert counted(run, (32, 8)) == 4 * 2 * 8**3
