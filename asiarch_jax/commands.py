@@ -34,6 +34,7 @@ from asiarch_jax.shell import runner as runners
 from asiarch_jax.shell import sandbox
 from asiarch_jax.shell.display import Display
 
+MIXER_BYTES = 1 << 20  # of a file that is named on the command line
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
@@ -287,6 +288,10 @@ def proposal_of(argument: str) -> Proposal:
   if argument in baseline_names():
     return baseline_proposal(argument)
   path = pathlib.Path(argument)
+  if path.exists() and not path.is_file():
+    raise UsageError(f'{argument} is not a file; name a text file that defines class Mixer')
+  if path.exists() and path.stat().st_size > MIXER_BYTES:
+    raise UsageError(f'{argument} has {path.stat().st_size:,} bytes; a mixer has at most {MIXER_BYTES:,}')
   try:
     written = path.read_text(encoding='utf-8')
   except FileNotFoundError as error:

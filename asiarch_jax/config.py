@@ -36,7 +36,7 @@ class Model:
 class Training:
   """How each replica is trained. Replicas are seeds x learning rates, all in one compiled program."""
 
-  steps: int = 160  # optimiser steps
+  steps: int = 200  # optimiser steps
   batch: int = 8  # B, sequences a step and replica
   length: int = 128  # T, tokens a sequence
   seeds: int = 3  # independent initialisations and data orders

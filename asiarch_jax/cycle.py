@@ -191,7 +191,7 @@ def _outcome(
 
 
 def _evidence(entry: Entry, outcomes: Sequence[Outcome], experiment: config.Experiment) -> Evidence | None:
-  """Returns the paired improvement; one pair leans on the noise floor of the baselines. None for the baseline itself."""
+  """Returns the paired improvement (one pair leans on the baselines' noise floor); None for the baseline itself."""
   entries = entries_of(outcomes)
   baseline = baseline_of(entries, experiment.search)
   if baseline is None:

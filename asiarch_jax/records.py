@@ -139,8 +139,8 @@ class TaskScore:
 class Cost:
   """Counted, not timed: from the jaxpr of the mixer alone (`checks.cost`).
 
-  `growth` is the exponent g of FLOPs ~ T^g between 2T and 4T; `state_bytes` is what a decoder must keep a sequence and
-  layer.
+  `growth` is the exponent g of FLOPs ~ T^g between two long sequences, T and 2T; `state_bytes` is what a decoder must
+  keep a sequence and layer.
   """
 
   mixer_parameters: int

@@ -65,13 +65,18 @@ def gate(job: Job, settings: config.Experiment, report: Report) -> tuple[JobResu
     return ended(refused.kind, refused.reason, findings=findings)
   mixer = contract.load(job.source, job.name)
   spec = contract.spec_of(settings.model)
+  # The length that is trained at is tried too: a mixer may not behave only where it is watched.
+  checks = dataclasses.replace(
+    settings.checks, lengths=tuple(sorted({*settings.checks.lengths, settings.training.length}))
+  )
   findings += behaviour.gate(
     mixer,
     spec,
-    settings.checks,
+    checks,
     waived=job.waived,
     seed=settings.seed,
     on_progress=lambda name: report(Progress('check', note=name)),
+    clock=time.monotonic,
   )
   failed = [finding for finding in findings if not finding.passed and finding.check not in job.waived]
   if failed:

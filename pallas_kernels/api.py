@@ -48,7 +48,7 @@ class Implementation:
 
 
 def _run_xla(call: Call, q, k, v, beta, log_decay, state, run_BT):
-  chunk = call.chunk_size or tiling.chunk_size(call.T, call.K, call.V, channel_decay=call.decay == 'channel')
+  chunk = call.chunk_size or tiling.chunk_size(call.T, call.K, call.V)
   plan = xla.Plan(call.scale, chunk, call.precision, call.recompute)
   return xla.delta_rule(plan, q, k, v, beta, log_decay, state, run_BT)
 

@@ -32,7 +32,6 @@ class Plan:
   chunk: int
   precision: lax.PrecisionLike = lax.Precision.HIGHEST
   recompute: bool = False
-  axis_name: str | None = None
 
 
 class Factors(NamedTuple):

@@ -8,9 +8,9 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, asiarch
 
 from asiarch_jax import main
+from tests.cli import ROOT, asiarch
 
 PATHS = ('top', 'tree', 'report', 'show', 'search', 'check', 'train', 'prepare', 'config')
 
@@ -94,6 +94,7 @@ REFUSED = {
   'no mixer': (['check', 'nobody'], 'no such file, and no baseline'),
   'no archive': (['top', '--workdir=nowhere'], 'nowhere'),
   'too many': (['check', 'a', 'b'], 'takes 1 argument'),
+  'a device': (['check', '/dev/zero'], 'not a file'),
   'no source': (['prepare', 'nowhere.txt', '--out=nowhere'], 'nowhere.txt'),
 }
 

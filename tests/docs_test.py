@@ -6,9 +6,9 @@ import shlex
 import subprocess
 
 import pytest
-from conftest import ROOT, asiarch
 
 from asiarch_jax import config, main
+from tests.cli import ROOT, asiarch
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 # Commands whose arguments are the reader's own (a bucket, a file of theirs); each needs a reason.

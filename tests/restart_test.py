@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from conftest import ROOT
+from tests.cli import ROOT
 
 
 def killed_search(workdir, cycles, kills, seed=0):

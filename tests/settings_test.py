@@ -36,12 +36,12 @@ def changed(experiment, name, value):
 
 
 def host(experiment):
-  """What the model is: its program and its initial numbers."""
+  """What the model is: the programs that initialise and differentiate it."""
   model = lm.LanguageModel(delta_net.Mixer, experiment.model)
-  parameters = model.initial_parameters(jax.random.key(0))
-  tokens = jnp.arange(8)[None]
-  program = str(jax.make_jaxpr(lambda p: jax.grad(lambda q: model.apply({'params': q}, tokens).sum())(p))(parameters))
-  return program, [np.asarray(leaf).sum() for leaf in jax.tree.leaves(parameters)]
+  tokens, key = jnp.arange(8)[None], jax.random.key(0)
+  shapes = jax.eval_shape(model.initial_parameters, key)
+  step = jax.make_jaxpr(lambda p: jax.grad(lambda q: model.apply({'params': q}, tokens).sum())(p))(shapes)
+  return str(jax.make_jaxpr(model.initial_parameters)(key)), str(step)
 
 
 def breeding(experiment):

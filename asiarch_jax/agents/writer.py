@@ -166,8 +166,8 @@ class Layout:
   """What several sections must agree on."""
 
   genome: Genome
-  keys: str  # axes of queries and keys
-  key_heads: str  # how many heads these have, as an expression
+  keys: str  # axes of queries and keys as projected
+  key_heads: str  # how many heads they have there, as an expression
   local: str  # the variable that local paths read
 
   @property
@@ -341,20 +341,24 @@ def _queries(layout: Layout) -> list[str]:
 
 
 def _keys(layout: Layout) -> list[str]:
-  g = layout.genome
+  g, shared = layout.genome, layout.key_heads == '1'
   if not recalls(g):
     return []
   source = 'key_BTX' if g.second_memory else 'k_BTX'
   lines = [
-    f"{source} = self.project(x_BTD, {'K' if layout.key_heads == '1' else 'H * K'}, 'key')",
+    f"{source} = self.project(x_BTD, {'K' if shared else 'H * K'}, 'key')",
     *_finished(layout, source, g.key_conv, 'key_taps', g.key_norm, f'k_{layout.keys}'),
   ]
+  names = ['q', 'k']
   if g.second_memory:
     lines += [
       '# The second memory has smoother keys.',
       *_finished(layout, source, g.second_taps, 'second_taps', g.key_norm, f'smooth_{layout.keys}'),
     ]
-  return lines
+    names.append('smooth')
+  # Repeated here and not by the kernel's grouped heads: jax.vmap of the gradient of delta_rule with one key head for
+  # several value heads ends in a segmentation fault on the CPU (JAX 0.10.2), and training maps over replicas.
+  return lines + [f'{name}_BTHK = jnp.repeat({name}_BT1K, H, axis=2)' for name in names if shared]
 
 
 def _values(layout: Layout) -> list[str]:
@@ -383,18 +387,18 @@ def _values(layout: Layout) -> list[str]:
 
 
 def _memory(layout: Layout) -> list[str]:
-  g, keys = layout.genome, layout.keys
+  g = layout.genome
   if not g.delta:
     return []
   heads, axis = ('2 * H', 'M') if g.second_memory else ('H', 'H')
   lines = _beta(g, heads, axis)
-  arguments = [f'q_{keys}', f'k_{keys}', 'v_BTHV', f'beta_BT{axis}']
+  arguments = ['q_BTHK', 'k_BTHK', 'v_BTHV', f'beta_BT{axis}']
   if g.decay != 'none':
     lines += ['', *_decay(g)]
     arguments.append('log_decay_BTH' if g.decay == 'head' else 'log_decay_BTHK')
   if g.second_memory:
     lines += ['', '# Both memories in one pass, as further heads: M = 2 H. The second does not decay.']
-    stacked = [(f'q_{keys}', f'q_{keys}', 'q_BTMK'), (f'k_{keys}', f'smooth_{keys}', 'k_BTMK')]
+    stacked = [('q_BTHK', 'q_BTHK', 'q_BTMK'), ('k_BTHK', 'smooth_BTHK', 'k_BTMK')]
     stacked += [('v_BTHV', 'v_BTHV', 'v_BTMV')]
     if g.decay != 'none':
       stacked += [(arguments[4], f'jnp.zeros_like({arguments[4]})', arguments[4].replace('BTH', 'BTM'))]
@@ -461,16 +465,12 @@ def _retention(layout: Layout) -> list[str]:
   g = layout.genome
   if not g.retention:
     return []
-  q, k = f'q_{layout.keys}', f'k_{layout.keys}'
   if g.retention_fading == 'fixed':
     fading = f'-1 / jnp.geomspace(4.0, {g.retention_window}.0, H)'
   else:
     fading = f"-jnp.exp(self.param('retention_log_rate', log_rates(4, {g.retention_window}), (H,)))"
   lines = [f'# A memory that only adds, and fades over 4 to {g.retention_window} tokens, a window per head.']
-  if layout.key_heads == '1':
-    lines.append(f'all_q_BTHK, all_k_BTHK = (jnp.repeat(x, H, axis=2) for x in ({q}, {k}))')
-    q, k = 'all_q_BTHK', 'all_k_BTHK'
-  return [*lines, f'{layout.result("retention")} = fading_sum({q}, {k}, v_BTHV, {fading})']
+  return [*lines, f'{layout.result("retention")} = fading_sum(q_BTHK, k_BTHK, v_BTHV, {fading})']
 
 
 def _filters(layout: Layout) -> list[str]:

@@ -11,8 +11,8 @@ A proposal is one file of Flax Linen source that defines
       def __call__(self, x_BTD): ...  # returns y_BTD in the same dtype
 
 It may import what `checks.source.ALLOWED_IMPORTS` lists and nothing else. Its variables are parameters only, but for
-two collections that it may sow: `losses` (auxiliary losses, added to the training loss) and `diagnostics` (scalars for
-the analyst). It draws random numbers for its parameters only.
+two collections that it may sow: `losses` (scalar auxiliary losses, added to the training loss) and `diagnostics`
+(scalars for the analyst). It has at least one parameter. It draws random numbers for its parameters only.
 
 Axes: B batch, T tokens, D width, H heads, K key size, V value size, C chunk, N chunks, R replicas, Y vocabulary,
 F feed-forward width, W taps of a convolution, P paths.

@@ -13,7 +13,13 @@ from rich.text import Text
 
 from asiarch_jax.records import Entry, Outcome, Progress
 
-STAGES = {'check': 'checking', 'compile': 'compiling', 'train': 'training', 'evaluate': 'evaluating'}
+STAGES = {
+  'prepare': 'preparing',
+  'check': 'checking',
+  'compile': 'compiling',
+  'train': 'training',
+  'evaluate': 'evaluating',
+}
 PLAIN_EVERY = 5.0  # seconds between plain progress lines
 
 
@@ -59,7 +65,8 @@ class Display:
       self._live.update(self._panel())
     elif self._clock() - self._last_line >= PLAIN_EVERY and progress.stage != 'propose':
       self._last_line = self._clock()
-      self.line(f'  {self._cycle + 1}/{self._cycles} {self._now()}')
+      where = f'{self._cycle + 1}/{self._cycles} ' if self._cycles else ''
+      self.line(f'  {where}{self._now()}')
 
   def end_cycle(self, outcome: Outcome) -> None:
     """Prints one lasting line for an outcome."""
@@ -90,6 +97,8 @@ class Display:
     return ' '.join(words)
 
   def _left(self) -> str:
+    if not self._cycles:
+      return ''
     if not self._done:
       return 'time left: after the first outcome'
     seconds = (self._clock() - self._began) / self._done * (self._cycles - self._cycle)
@@ -99,7 +108,7 @@ class Display:
     p = self._progress
     grid = Table.grid(padding=(0, 1))
     grid.add_row(
-      Text(f'{self._cycle + 1}/{self._cycles}', style='bold'),
+      Text(f'{self._cycle + 1}/{self._cycles}' if self._cycles else '', style='bold'),
       ProgressBar(total=max(p.steps, 1), completed=p.step, width=24),
       Text(self._now()),
     )

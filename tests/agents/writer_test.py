@@ -182,6 +182,18 @@ def test_the_design_with_everything_runs():
   runs(EVERYTHING)
 
 
+def test_replicas_of_a_design_with_shared_keys_have_gradients():
+  """As training maps them. With the kernel's own grouped heads this ended the process (JAX 0.10.2, CPU)."""
+  mixer = build(writer.write(Genome(key_heads='shared'), 'shared', 'It may help.'))
+  x_BTD = jax.random.normal(jax.random.key(0), (2, T, D))
+  keys = jax.random.split(jax.random.key(1), 2)
+  parameters = jax.jit(jax.vmap(lambda key: mixer.init(key, x_BTD)), compiler_options=QUICK)(keys)
+  slope = jax.grad(lambda parameters: jnp.sum(mixer.apply(parameters, x_BTD) ** 2))
+  gradients = jax.jit(jax.vmap(slope), compiler_options=QUICK)(parameters)
+  for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 1e-7, jax.tree_util.keystr(path)
+
+
 @pytest.mark.sweep
 @pytest.mark.parametrize('index', range(11, 200))
 def test_many_sampled_designs_run(index):

@@ -73,27 +73,31 @@ def test_bfloat16_operands_stay_within_the_field_s_tolerance():
   draws.assert_close(got, want, specs.BFLOAT16)
 
 
-@pytest.mark.parametrize('decay', ['none', 'scalar', 'channel'])
-def test_segments_do_not_leak_at_any_offset_of_a_chunk(decay):
-  """Row b has its boundary before token b + 1, so one call holds every offset; each half is a call of its own."""
-  C, T = 8, 20
-  spec = specs.Spec(T - 1, T, 1, 1, 8, 8, decay)
-  drawn, _ = draws.operands(spec)
+def packed_at_every_offset(decay, T=20):
+  """Returns (spec, ids): row b has its boundary before token b + 1, so that one call holds every offset."""
   ids = (np.arange(T)[None] > np.arange(T - 1)[:, None]).astype(np.int32)
+  return specs.Spec(T - 1, T, 1, 1, 8, 8, decay), ids
+
+
+@pytest.mark.parametrize('decay', ['none', 'scalar', 'channel'])
+def test_boundaries_at_every_offset_of_a_chunk_are_the_recurrence(decay):
+  spec, ids = packed_at_every_offset(decay)
+  draws.assert_close(*both(spec, chunk_size=8, segment_ids=ids), specs.FLOAT32)
+
+
+def test_each_document_is_as_if_it_were_alone():
+  spec, ids = packed_at_every_offset('scalar')
+  drawn, _ = draws.operands(spec)
   x = draws.narrowed(drawn)
-  o, state = jitted(**x, segment_ids=ids, chunk_size=C)
-  first = {name: value for name, value in x.items() if name != 'initial_state'}
-  alone = jax.jit(functools.partial(delta_rule, implementation='reference'))
-  for b in range(2, T - 1, 5):
-    early = {name: value[b : b + 1, : b + 1] for name, value in first.items()}
-    late = {name: value[b : b + 1, b + 1 :] for name, value in first.items()}
-    o_early, _ = alone(**early, initial_state=x['initial_state'][b : b + 1])
-    o_late, state_late = alone(**late)
+  o, state = jitted(**x, segment_ids=ids, chunk_size=8)
+  initial_state = x.pop('initial_state')
+  for b in (6, 7, 8, 11):
+    early, late = ({name: y[b : b + 1, part] for name, y in x.items()} for part in (slice(b + 1), slice(b + 1, None)))
+    o_early, _ = jitted(**early, initial_state=initial_state[b : b + 1], implementation='reference')
+    o_late, state_late = jitted(**late, implementation='reference')
     assert draws.error(o[b : b + 1, : b + 1], o_early) < 1e-5
     assert draws.error(o[b : b + 1, b + 1 :], o_late) < 1e-5
     assert draws.error(state[b : b + 1], state_late) < 1e-5
-  got, want = both(spec, chunk_size=C, segment_ids=ids)
-  draws.assert_close(got, want, specs.FLOAT32)
 
 
 def test_gradients_do_not_cross_a_boundary_in_either_direction():
@@ -101,19 +105,19 @@ def test_gradients_do_not_cross_a_boundary_in_either_direction():
   x = draws.narrowed(drawn)
   ids = (np.arange(SPEC.T) >= 10).astype(np.int32)[None]
 
-  def gradient(part, ids):
-    def loss(x):
-      return jnp.sum(jnp.square(delta_rule(**x, segment_ids=ids, chunk_size=16)[0][:, part]))
+  @jax.jit
+  @jax.grad
+  def gradient(x, read_T, ids):
+    return jnp.sum(jnp.square(delta_rule(**x, segment_ids=ids, chunk_size=16)[0]) * read_T[:, None, None])
 
-    return jax.jit(jax.grad(loss))(x)
-
-  early, late = gradient(slice(0, 10), ids), gradient(slice(10, None), ids)
+  first = (np.arange(SPEC.T) < 10).astype(np.float32)
+  early, late = gradient(x, first, ids), gradient(x, 1 - first, ids)
   for name in ('q', 'k', 'v', 'beta', 'log_decay'):
     assert not np.any(early[name][:, 10:]), f'{name} of the second document moves the first'
     assert not np.any(late[name][:, :10]), f'{name} of the first document moves the second'
   assert not np.any(late['initial_state'])
   # The same question without ids finds the leak: the check can fail.
-  assert np.any(gradient(slice(10, None), np.zeros_like(ids))['v'][:, :10])
+  assert np.any(gradient(x, 1 - first, np.zeros_like(ids))['v'][:, :10])
 
 
 def test_an_id_that_comes_back_is_a_new_segment():
@@ -124,7 +128,7 @@ def test_an_id_that_comes_back_is_a_new_segment():
   np.testing.assert_array_equal(*outputs)
 
 
-@pytest.mark.parametrize('T', [1, 2, 7, 8, 9, 15, 17, 24, 25])
+@pytest.mark.parametrize('T', [1, 7, 8, 9, 17, 25])
 def test_any_length_is_the_recurrence(T):
   draws.assert_close(*both(specs.Spec(1, T, 1, 1, 8, 8, 'scalar'), chunk_size=8), specs.FLOAT32)
 

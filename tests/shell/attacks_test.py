@@ -246,7 +246,8 @@ def test_an_attack_is_held(name, jail, world, adopting, workers, tmp_path, monke
   assert (result.failure.kind if result.failure else 'result') in ENDS[name], result
   assert result.key == job.key
   assert result.fingerprint != 'splendid'
-  assert seconds < SHORT.get(name, 20.0) + 3
+  # The kill itself is timed in runner_test; here a busy machine may take its time to clear a thousand processes.
+  assert seconds < SHORT.get(name, 20.0) + 30
   assert len(log) <= SETTINGS['log_kib'] * 1024 + 100
   assert len(seen) <= 10 + 10 * seconds
   assert not [c for one in seen for c in one.stage + one.note if not c.isprintable()]
