@@ -22,61 +22,62 @@ class Command:
   summary: str
   usage: str
   details: str
-  define: Sequence[Callable[[flags.FlagValues], None]]
+  define: Sequence[Callable[[flags.FlagValues, Sequence[str]], None]]
   arguments: tuple[int, int] = (0, 0)  # least and most positional arguments
 
 
-def _config_flag(values: flags.FlagValues) -> None:
+def _config_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   config_flags.DEFINE_config_file(
     'config',
     None,
     'Python file whose get_config() returns the experiment; --config.KEY=VALUE overrides one setting '
     '(docs/CONFIGURATION.md lists them). Default: the offline search.',
     flag_values=values,
+    sys_argv=['asiarch', *arguments],
   )
 
 
-def _workdir_flag(values: flags.FlagValues) -> None:
+def _workdir_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_string('workdir', None, 'Folder of the run: archive, jobs, report.', flag_values=values, required=True)
 
 
-def _scratch_flag(values: flags.FlagValues) -> None:
+def _scratch_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_string(
     'workdir', 'runs/scratch', 'Folder for the job; a repeated job is not run twice.', flag_values=values
   )
 
 
-def _json_flag(values: flags.FlagValues) -> None:
+def _json_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_bool(
     'json', False, 'One JSON document on standard output, everything else on standard error.', flag_values=values
   )
 
 
-def _cycles_flag(values: flags.FlagValues) -> None:
+def _cycles_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_integer(
     'cycles', None, 'Outcomes in the archive when done, baselines included; default config.search.cycles.',
     lower_bound=1, flag_values=values,
   )  # fmt: skip
 
 
-def _markdown_flag(values: flags.FlagValues) -> None:
+def _markdown_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_bool('markdown', False, 'As a Markdown table.', flag_values=values)
 
 
-def _limit_flag(values: flags.FlagValues) -> None:
+def _limit_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_integer('limit', 20, 'Rows to show.', lower_bound=1, flag_values=values)
 
 
-def _show_flags(values: flags.FlagValues) -> None:
+def _show_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_bool('source', False, 'Also print the source.', flag_values=values)
   flags.DEFINE_bool('diff', False, 'Also print the difference to the parent.', flag_values=values)
 
 
-def _out_flag(values: flags.FlagValues) -> None:
+def _out_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_string('out', None, 'Folder to write to; default WORKDIR/report.', flag_values=values)
 
 
-def _prepare_flags(values: flags.FlagValues) -> None:
+def _prepare_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_string('out', None, 'Folder to make; must not exist.', flag_values=values, required=True)
   flags.DEFINE_string('tokenizer', 'bytes', 'bytes, or a Hugging Face tokenizers JSON file.', flag_values=values)
   flags.DEFINE_string('text_field', 'text', 'Column or key that holds the text.', flag_values=values)
@@ -163,7 +164,7 @@ def help_text(name: str | None = None) -> str:
   command = COMMANDS[name]
   values = flags.FlagValues()
   for define in command.define:
-    define(values)
+    define(values, ())
   described = '\n'.join(
     f'  --{flag.name}' + ('' if flag.boolean else '=…') + f'\n      {flag.help}'
     for flag in (values[key] for key in values)
@@ -187,7 +188,7 @@ def main(arguments: Sequence[str]) -> int:
   command = COMMANDS[name]
   values = flags.FlagValues()
   for define in command.define:
-    define(values)
+    define(values, rest)
   try:
     positional = values([f'asiarch {name}', *rest])[1:]
     least, most = command.arguments

@@ -64,8 +64,13 @@ def delta_rule(
   `run_BT` numbers the segments: 0 while the initial state is visible, one more at each start; None for one segment.
   T need not be a multiple of the chunk: tokens that change nothing are appended.
   """
-  B, T, H, _ = q_BTHK.shape
+  B, T, _, _ = q_BTHK.shape
   _, _, HV, V = v_BTHV.shape
+  if q_BTHK.shape[2] == 1 < HV:
+    # With a single key head XLA CPU crashes on the mapped gradient (jaxlib 0.10.2, SIGSEGV while compiling), so here
+    # the one head is repeated.
+    q_BTHK, k_BTHK = (jnp.broadcast_to(x, (B, T, HV, x.shape[-1])) for x in (q_BTHK, k_BTHK))
+  H = q_BTHK.shape[2]
   G, C = HV // H, plan.chunk
   pad = -T % C
 

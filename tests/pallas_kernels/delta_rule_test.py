@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from pallas_kernels import IMPLEMENTATIONS, api, delta_rule, delta_rule_step, specs
+from pallas_kernels import IMPLEMENTATIONS, api, delta_rule, delta_rule_step, l2_normalise, specs
 from tests.pallas_kernels import draws
 
 CHUNKED = [name for name in IMPLEMENTATIONS if name != 'reference']
@@ -327,3 +327,20 @@ def test_contradictions_are_named(change, message):
     x['beta'] = jnp.zeros((2, 21, 3))
   with pytest.raises(ValueError, match=message):
     delta_rule(**x)
+
+
+@pytest.mark.parametrize('decay', [False, True])
+def test_a_gradient_over_replicas_with_one_key_head_does_not_end_the_process(decay):
+  """XLA CPU crashed while compiling this (jaxlib 0.10.2)."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  q, k = (jax.random.normal(key, (2, 2, 40, 1, 8)) for key in keys[:2])
+  v, beta = jax.random.normal(keys[2], (2, 2, 40, 2, 8)), jax.nn.sigmoid(jax.random.normal(keys[3], (2, 2, 40, 2)))
+  k = l2_normalise(k)
+
+  def loss(q, k, v, beta, **how):
+    return jnp.sum(delta_rule(q, k, v, beta, -beta if decay else None, **how)[0] ** 2)
+
+  ours = jax.jit(jax.vmap(jax.grad(loss, (0, 1, 2, 3))))(q, k, v, beta)
+  wanted = jax.vmap(jax.grad(lambda *x: loss(*x, implementation='reference'), (0, 1, 2, 3)))(q, k, v, beta)
+  for our, want in zip(ours, wanted, strict=True):
+    np.testing.assert_allclose(our, want, rtol=1e-3, atol=1e-4)
