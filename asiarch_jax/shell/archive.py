@@ -95,7 +95,7 @@ class OrbaxArchive:
       BlockingIOError: another process is its writer (named: its pid).
       OSError: the folder cannot be written.
     """
-    folder = epath.Path(workdir) / FOLDER
+    folder = _absolute(workdir) / FOLDER
     if read_only:
       archive = cls(folder, experiment, None)
       _agree(read_header(workdir), Header(experiment, corpus_hash), folder)
@@ -343,7 +343,7 @@ def read_header(workdir: str | os.PathLike[str]) -> Header:
     FileNotFoundError: there is none.
     ValueError: it was written with another schema, or is damaged.
   """
-  path = epath.Path(workdir) / FOLDER / 'header.json'
+  path = _absolute(workdir) / FOLDER / 'header.json'
   try:
     return _read_header(path)
   except FileNotFoundError:
@@ -557,6 +557,12 @@ def _alive(pid: int) -> bool:
   except PermissionError:
     return True
   return True
+
+
+def _absolute(workdir: str | os.PathLike[str]) -> epath.Path:
+  """Returns the folder as Orbax wants it, absolute; an address is one already."""
+  path = epath.Path(workdir)
+  return epath.Path(os.path.abspath(path)) if _is_local(path) else path
 
 
 def _is_local(path: epath.Path) -> bool:

@@ -65,6 +65,14 @@ def test_what_was_appended_comes_back_by_id(archive):
   assert archive.outcomes() == (OUTCOMES[0], OUTCOMES[2], OUTCOMES[5])
 
 
+def test_a_workdir_may_be_relative(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with opened('here') as archive:
+    archive.append(OUTCOMES[0], {'a': np.arange(3)})
+  with OrbaxArchive.open_read_only('here') as archive:
+    assert len(archive.outcomes()) == 1 and archive.arrays(OUTCOMES[0].id)['a'].tolist() == [0, 1, 2]
+
+
 def test_an_empty_archive_has_no_outcomes(archive):
   assert archive.outcomes() == ()
 
