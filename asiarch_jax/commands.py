@@ -15,7 +15,8 @@ import signal
 import sys
 import time
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from absl import flags
 from rich.console import Console
@@ -24,8 +25,8 @@ from asiarch_jax import config, cycle
 from asiarch_jax.agents import analyst, evolution, genome, given, judge
 from asiarch_jax.checks import source
 from asiarch_jax.evidence import effects
-from asiarch_jax.ports import Researcher
-from asiarch_jax.records import Entry, Job, JobResult, Limits, Outcome, Proposal, Rejection, to_json
+from asiarch_jax.ports import Researcher, Runner
+from asiarch_jax.records import Entry, Job, JobResult, Limits, Outcome, Progress, Proposal, Rejection, to_json
 from asiarch_jax.report import page, text
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import corpus as corpora
@@ -56,18 +57,36 @@ def experiment_of(values: flags.FlagValues) -> config.Experiment:
   return experiment
 
 
+@dataclasses.dataclass
+class Timed:
+  """A runner that counts the seconds spent in it: what is left of a search is the controller's own."""
+
+  runner: Runner
+  seconds: float = 0.0
+
+  def run(self, job: Job, on_progress: Callable[[Progress], None] | None = None) -> JobResult:
+    began = time.monotonic()
+    try:
+      return self.runner.run(job, on_progress)
+    finally:
+      self.seconds += time.monotonic() - began
+
+  def arrays(self, key: str) -> Mapping[str, Any]:
+    return self.runner.arrays(key)
+
+
 def search(values: flags.FlagValues, _: list[str]) -> int:
   experiment = experiment_of(values)
   if values.cycles:
     experiment = dataclasses.replace(experiment, search=dataclasses.replace(experiment.search, cycles=values.cycles))
   workdir = pathlib.Path(values.workdir)
-  began, in_workers = time.monotonic(), 0.0
+  began = time.monotonic()
   with Display() as display, _terminable():
     corpus_dir, corpus = open_corpus(experiment, display)
     jail = choose_jail(experiment, display)
     with archives.OrbaxArchive.open(workdir, experiment, corpus.card.content_hash) as archive:
       journal = journals.JsonLines(workdir / 'journal.jsonl')
-      runner = runners.LocalRunner(workdir, dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
+      runner = Timed(runners.LocalRunner(workdir, dataclasses.replace(experiment.runner, jail=jail), corpus_dir))
       outcomes = list(archive.outcomes())
       done = {outcome.id for outcome in outcomes}
       if done:
@@ -83,7 +102,6 @@ def search(values: flags.FlagValues, _: list[str]) -> int:
           arrays = runner.arrays(outcome.job_key) if isinstance(outcome, Entry) else {}
           archive.append(outcome, arrays)
           outcomes.append(outcome)
-          in_workers += outcome.timing.wall_seconds
           display.end_cycle(outcome)
           _stop_without_baseline(outcome, experiment)
       except KeyboardInterrupt:
@@ -109,7 +127,7 @@ def search(values: flags.FlagValues, _: list[str]) -> int:
   if added:
     console.print(
       f'\n{len(added)} outcomes in {wall / 60:.1f} min ({3600 * len(added) / wall:.0f} an hour, '
-      f'{max(0.0, 1 - in_workers / wall):.0%} of the time outside workers)'
+      f'{max(0.0, 1 - runner.seconds / wall):.0%} of the time outside workers)'
     )
   else:
     console.print(f'\nnothing to add: {len(outcomes)} outcomes are there; --cycles={len(outcomes) + 10} asks for more')

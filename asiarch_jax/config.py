@@ -151,6 +151,7 @@ class Researcher:
   repairs: int = 2  # times that findings go back to the researcher before a proposal is rejected
   fresh: float = 0.1  # chance of an independent design instead of a child
   combine: float = 0.3  # chance of crossing with a reference
+  simplify: float = 0.12  # chance of removing a component from a child that is not crossed
   mutations: float = 2.0  # mean number of genome fields that a child changes (at least one)
 
 

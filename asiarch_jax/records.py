@@ -168,6 +168,7 @@ FAILURES = {
   'hopeless': "the loss at a checkpoint lies above the archive's own curves",
   'memory': 'the worker outgrew its memory limit',
   'time': 'the worker outlived its wall clock or stopped its heartbeat',
+  'crashed': 'compiled code failed and took the worker with it (a segmentation fault, say)',
   'killed': 'the worker ended without a result',
   'forged': 'the result file was not written by the worker',
 }

@@ -100,6 +100,7 @@ PROBES = {
   'fitness.worse_tasks': (breeding, 1e-5),
   'researcher.fresh': (proposals, 0.9),
   'researcher.combine': (proposals, 0.0),
+  'researcher.simplify': (proposals, 0.9),
   'researcher.mutations': (proposals, 8.0),
 }  # fmt: skip
 MEASURED = {  # by training a tiny model: slow, in the sweep

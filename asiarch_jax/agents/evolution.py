@@ -26,7 +26,6 @@ from asiarch_jax.agents.genome import GENES, GENOMES, HEARD, Genome, Move
 from asiarch_jax.records import Entry, Finding, Outcome, Proposal, Rejection, Selection, entries_of
 
 AUTHOR = 'evolution'
-SIMPLIFY = 0.12  # chance of removing a component instead of a mutation
 EXPLORE = 0.25  # share of moves that ignore what was learned
 PENALTY = 3.0  # of the ridge: entries with a value until its effect is trusted by half
 CLIP = 2.0  # largest gain that counts, in spreads of the improvements
@@ -34,7 +33,7 @@ PATIENCE = 6  # attempts at a new design before the steps grow
 ATTEMPTS = 400  # attempts before giving up
 BUDGET = 1.9  # parameters over the DeltaNet's, at NOMINAL sizes: beyond, a matched feed-forward would become too small
 NOMINAL = (64, 2)  # width and heads
-BLAMED = ('checks', 'error', 'non_finite', 'too_slow', 'suspiciously_low', 'hopeless', 'memory', 'time')
+BLAMED = ('checks', 'error', 'crashed', 'non_finite', 'too_slow', 'suspiciously_low', 'hopeless', 'memory', 'time')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +183,7 @@ class Evolution:
     if draw < self.settings.fresh + self.settings.combine and partners:
       entry, other = partners[int(rng.integers(len(partners)))]
       return 'combine', genomes.mutated(genomes.crossed(base, other, rng), extra, rng, weigh), entry
-    if rng.random() < SIMPLIFY:
+    if rng.random() < self.settings.simplify:
       return 'simplify', genomes.simplified(base, rng, weigh), None
     count = 1 + rng.poisson(max(self.settings.mutations - 1.0, 0.0)) + extra
     return 'mutate', genomes.mutated(base, int(count), rng, weigh), None

@@ -21,6 +21,7 @@ import pathlib
 import secrets
 import select
 import shutil
+import signal
 import stat
 import struct
 import subprocess
@@ -40,6 +41,8 @@ FAMILY_SECONDS = 0.25  # between two looks for new processes and at what was wri
 LINES_PER_SECOND = 10  # of progress handed on
 PROGRESS_BYTES = 64 << 10  # read of progress at one look; older lines are skipped
 LINGER_SECONDS = 5.0  # a worker may live after it wrote its result
+FAULTS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+CRASHES = {status for fault in FAULTS for status in (128 + fault, -fault)}  # the exit status behind each
 FILES = 10_000  # that a job may write
 REASON_LINES = 40  # of the log that go into a failure
 TEXT_CHARACTERS = 120  # of a text in progress: it goes to a terminal
@@ -443,7 +446,8 @@ def _accept(
   except FileNotFoundError as error:
     missing = pathlib.Path(str(error.filename)).name
     reason = f'the worker {sandbox.status_text(worker.status)} and left no {missing}'
-    return JobResult(job.key, failure=Failure('killed', reason)), ''
+    kind = 'crashed' if worker.status in CRASHES else 'killed'
+    return JobResult(job.key, failure=Failure(kind, reason)), ''
   except jobfolder.ForgedResultError as error:
     return JobResult(job.key, failure=Failure('forged', str(error))), ''
   return _cleaned(result), arrays_sha256

@@ -85,7 +85,7 @@ ENDS = {
   'result_is_a_pipe': {'forged'},
   'result_is_deep': {'forged'},
   'result_is_huge': {'forged'},
-  'segfault': KILLED,
+  'segfault': {'crashed'},
   'send_udp': RESULT,
   'sleep_for_ever': {'time'},
   'start_threads_without_end': {'killed', 'time'},
