@@ -159,9 +159,11 @@ def test_train_prints_replicas_and_json(tmp_path):
 
 
 def start(workdir, *more):
+  """Begins a search that listens to Ctrl-C, also where the tests themselves run in the background of a shell."""
   return subprocess.Popen(
     [sys.executable, '-m', 'asiarch_jax.main', 'search', '--config=configs/smoke.py', f'--workdir={workdir}', *more],
     cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )  # fmt: skip
 
 

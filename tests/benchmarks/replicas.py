@@ -34,7 +34,11 @@ def worker(options):
 
   text = np.frombuffer(b''.join(path.read_bytes() for path in sorted(ROOT.glob('asiarch_jax/*.py'))), np.uint8)
   training = dataclasses.replace(
-    config.Training(), steps=options.steps, seeds=options.replicas, steps_per_call=options.steps_per_call
+    config.Training(),
+    steps=options.steps,
+    seeds=options.replicas,
+    learning_rates=(8e-3,),
+    steps_per_call=options.steps_per_call,
   )
   mixer = importlib.import_module(f'asiarch_jax.arch.baselines.{options.baseline}').Mixer
   host = lm.LanguageModel(mixer, config.Model())
