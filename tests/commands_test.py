@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from asiarch_jax import main
+from asiarch_jax import main, records
+from asiarch_jax.shell import archive
 from tests.cli import ROOT, asiarch
 
 PATHS = ('top', 'tree', 'report', 'show', 'search', 'check', 'train', 'prepare', 'config')
@@ -197,3 +198,17 @@ def test_a_second_search_on_a_running_workdir_is_refused_with_the_pid(tmp_path):
   finally:
     os.kill(search.pid, signal.SIGINT)
     search.communicate(timeout=30)
+
+
+@pytest.mark.sweep
+def test_the_same_seed_gives_the_same_archive_to_the_bit(smoke, tmp_path):
+  def outcomes(workdir):
+    with archive.OrbaxArchive.open_read_only(workdir) as kept:
+      parameters = [
+        {path: array.tobytes() for path, array in kept.arrays(outcome.id).items()} for outcome in kept.outcomes()
+      ]
+      return [records.to_json(records.without_timing(outcome)) for outcome in kept.outcomes()], parameters
+
+  again = asiarch('search', '--config=configs/smoke.py', f'--workdir={tmp_path / "again"}')
+  assert again.returncode == 0, again.stderr
+  assert outcomes(tmp_path / 'again') == outcomes(smoke[0])
