@@ -14,6 +14,7 @@ from asiarch_jax.arch.baselines import delta_net
 from asiarch_jax.records import Cost, Job, to_json, without_timing
 from asiarch_jax.search import fitness, pool, sampling
 from asiarch_jax.shell import corpus as corpora
+from asiarch_jax.tasks import TASKS
 from tests import samples
 
 SMALL = config.from_dict(
@@ -71,6 +72,12 @@ def proposals(experiment):
   return asked
 
 
+def examples(experiment):
+  """What the synthetic tasks ask."""
+  made = [TASKS[name].make(jax.random.key(0), experiment.tasks, 4, 16, 64) for name in ('mqar', 'selective_copying')]
+  return [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(made)]
+
+
 PROBES = {
   'model.width': (host, 32),
   'model.layers': (host, 3),
@@ -98,6 +105,10 @@ PROBES = {
   'fitness.leak': (breeding, 0.001),
   'fitness.worse_loss': (breeding, 1e-5),
   'fitness.worse_tasks': (breeding, 1e-5),
+  'tasks.pairs': (examples, 1),
+  'tasks.symbols': (examples, 12),
+  'tasks.length': (examples, 12),
+  'tasks.copies': (examples, 3),
   'researcher.fresh': (proposals, 0.9),
   'researcher.combine': (proposals, 0.0),
   'researcher.simplify': (proposals, 0.9),
@@ -128,9 +139,6 @@ MEASURED = {  # by training a tiny model: slow, in the sweep
   'tasks.names': ('selective_copying',),
   'tasks.steps': 8,
   'tasks.examples': 16,
-  'tasks.pairs': 1,
-  'tasks.symbols': 12,
-  'tasks.length': 12,
 }
 ELSEWHERE = {
   'name': 'tests/report: the page is titled by it',
@@ -140,7 +148,6 @@ ELSEWHERE = {
   'training.checkpoint_every': 'tests/training: resumed equals uninterrupted',
   'monitor.too_slow': 'tests/cycle_test.py: the limit follows the parent, and tests/training: it stops a run',
   'evaluation.batch': 'windows a call: results agree whatever it is, tests/training',
-  'tasks.copies': 'tests/tasks: selective copying asks for as many',
   'checks.lengths': 'tests/checks',
   'checks.tolerance': 'tests/checks',
   'checks.growth': 'tests/checks',
@@ -172,7 +179,9 @@ def test_every_setting_has_its_place():
 @pytest.mark.parametrize('name', PROBES)
 def test_a_setting_changes_what_it_says(name):
   probe, value = PROBES[name]
-  start = SMALL if name.startswith('model.') else config.from_dict({'search': {'cold_start': 5, 'refresh': 2}})
+  start = (
+    SMALL if name.startswith(('model.', 'tasks.')) else config.from_dict({'search': {'cold_start': 5, 'refresh': 2}})
+  )
   assert probe(changed(start, name, value)) != probe(start)
 
 
