@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,8 @@ def test_help_says_what_a_command_does_and_names_its_flags(command, capsys):
 
 def test_help_lists_every_command(capsys):
   assert main.main(['--help']) == 0
-  assert all(command in capsys.readouterr().out or True for command in PATHS)
+  text = capsys.readouterr().out
+  assert [command for command in PATHS if f'  {command} ' not in text] == []
   assert main.main([]) == 2
 
 
@@ -77,11 +79,18 @@ def test_report_is_written_where_asked(smoke, tmp_path):
   assert 'http' not in (tmp_path / 'page/index.html').read_text().replace('http://www.w3.org', '')
 
 
-def test_a_second_search_adds_nothing_and_one_with_more_cycles_continues(smoke):
+def test_a_second_search_adds_nothing(smoke):
   again = asiarch('search', '--config=configs/smoke.py', f'--workdir={smoke[0]}')
   assert again.returncode == 0 and 'nothing to add' in again.stdout
   document = asiarch('search', '--config=configs/smoke.py', f'--workdir={smoke[0]}', '--json')
   assert json.loads(document.stdout)['added'] == 0
+
+
+def test_a_search_with_more_cycles_continues(smoke, tmp_path):
+  shutil.copytree(smoke[0], tmp_path / 'run')
+  more = asiarch('search', '--config=configs/smoke.py', f'--workdir={tmp_path / "run"}', '--cycles=5', '--json')
+  document = json.loads(more.stdout)
+  assert document['added'] == 1 and sorted(row['id'] for row in document['outcomes']) == [0, 1, 2, 3, 4]
 
 
 REFUSED = {
@@ -139,11 +148,6 @@ def test_a_mixer_file_outside_the_contract_is_said_why(name, tmp_path, capsys):
 def test_check_runs_a_leak_in_the_jail_and_names_it(tmp_path):
   path = tmp_path / 'leak.py'
   path.write_text(
-    (ROOT / 'asiarch_jax/arch/baselines/delta_net.py')
-    .read_text()
-    .replace('return ', 'return jnp.roll(x_BTD, -1, 1) + ', 1)
-  )
-  (tmp_path / 'leak.py').write_text(
     'from typing import Any\n\nimport flax.linen as nn\nimport jax.numpy as jnp\n\n\n'
     'class Mixer(nn.Module):\n  width: int\n  heads: int\n  dtype: Any = jnp.float32\n\n  @nn.compact\n'
     '  def __call__(self, x_BTD):\n    return nn.Dense(self.width, dtype=self.dtype)(jnp.roll(x_BTD, -1, axis=1))\n'

@@ -142,7 +142,7 @@ MEASURED = {  # by training a tiny model: slow, in the sweep
 }
 ELSEWHERE = {
   'name': 'tests/report: the page is titled by it',
-  'corpus.path': 'tests/commands_test.py: another corpus is another experiment',
+  'corpus.path': 'tests/shell/archive_test.py: another corpus is refused',
   'search.cycles': 'tests/commands_test.py: more cycles continue',
   'training.data_parallel': 'tests/training: the mesh (4, 2) gives the losses of one device',
   'training.checkpoint_every': 'tests/training: resumed equals uninterrupted',
