@@ -163,7 +163,9 @@ def prepared(layout: Layout, q_CK: Array, k_CK: Array, beta_HC: Array, log_decay
     betas, gates = tpu_math.scalar_gates(beta_HC, log_decay, run_1C, grid)
     kks, reads = tpu_math.decayed_grams(*tpu_math.grams(products, qs, ks), gates.decay, grid, groups)
   identity = grid.identity()
-  lowers = [jnp.where(grid.below, kk * tpu_math.across(beta, layout.C), identity) for kk, beta in zip(kks, betas, strict=True)]
+  lowers = [
+    jnp.where(grid.below, kk * tpu_math.across(beta, layout.C), identity) for kk, beta in zip(kks, betas, strict=True)
+  ]
   return Chunk(every_q, every_k, betas, gates, lowers, reads)
 
 
@@ -192,7 +194,9 @@ def _kernel(layout: Layout, ins: Operands, outs: Outputs, state, scratch) -> Non
   inverses = tpu_math.unit_lower_inverses(products, chunk.lower, grid, scratch)
   received = [state[h] for h in range(layout.heads)]
   vs = head_slices(ins.v[0], layout.heads)
-  done = tpu_math.applied(products, chunk.q, chunk.k, vs, chunk.beta, chunk.gates, inverses, chunk.read, received, layout.decay == 'channel')
+  done = tpu_math.applied(
+    products, chunk.q, chunk.k, vs, chunk.beta, chunk.gates, inverses, chunk.read, received, layout.decay == 'channel'
+  )
   V = layout.V
   for h in range(layout.heads):
     if outs.inverse is not None:
@@ -241,7 +245,10 @@ def forward(
     in_specs=[given.specs[n] for n in present],
     out_specs=out_specs,
     out_shape=out_shapes,
-    scratch_shapes=[pltpu.VMEM((layout.heads, K, V), jnp.float32), pltpu.VMEM((tpu_math.LANES, tpu_math.LANES), jnp.float32)],
+    scratch_shapes=[
+      pltpu.VMEM((layout.heads, K, V), jnp.float32),
+      pltpu.VMEM((tpu_math.LANES, tpu_math.LANES), jnp.float32),
+    ],
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'parallel', 'arbitrary'), vmem_limit_bytes=layout.vmem_bytes
     ),

@@ -179,9 +179,7 @@ def scalar_gates(
   beta, *total, rise, fall = spread([*rows, rise_HC, fall_HC])
   decay = None
   if log_decay_HC is not None:
-    decay = [
-      jnp.exp2(jnp.where(grid.seen, across(total[0][h], C) - total_HC[h : h + 1], NEVER)) for h in range(H)
-    ]
+    decay = [jnp.exp2(jnp.where(grid.seen, across(total[0][h], C) - total_HC[h : h + 1], NEVER)) for h in range(H)]
   keep = [rise_HC[h : h + 1, -1:] for h in range(H)]
   return beta, Gates(rise, fall, keep, decay)
 
@@ -222,26 +220,41 @@ def anchored_grams(
   products: Products, qs_CK: Sequence[Array], ks_CK: Sequence[Array], totals_CK: Sequence[Array], grid: Grid
 ) -> tuple[list[Array], list[Array]]:
   """Returns the same for a decay a channel, by the dyadic anchors of `chunk_math`: a product for each size of block."""
-  C, K = ks_CK[0].shape
-  row = lax.broadcasted_iota(jnp.int32, (C, K), 0)
+  C = ks_CK[0].shape[0]
   kks: list[Array] = [jnp.zeros((C, C), jnp.float32)] * len(ks_CK)
   qks = [jnp.where(grid.i == grid.j, (q * k).sum(-1, keepdims=True), 0.0) for q, k in zip(qs_CK, ks_CK, strict=True)]
-  block = 2
-  while block <= C:
-    half = block // 2
-    late = row % block >= half
-    met = grid.seen & grid.same_block(block) & (grid.i % block >= half) & (grid.j % block < half)
-    gaps = [_anchor(total, block) for total in totals_CK]
-    gaps = [
-      jnp.minimum(jnp.where(late, total - at, at - total), 0.0) for total, at in zip(totals_CK, gaps, strict=True)
+  half = 1
+  while half < C:
+    # Where halves are whole registers, only the later ones are multiplied and kept: nothing else is met.
+    later, woven = (_later, _woven) if half % 8 == 0 else (lambda x, _: x, lambda _, x, __: x)
+    met = later(
+      grid.seen & grid.same_block(2 * half) & (grid.i % (2 * half) >= half) & (grid.j % (2 * half) < half), half
+    )
+    rows = met.shape[0]
+    falls = [jnp.exp2(-jnp.abs(total - _anchor(total, 2 * half))) for total in totals_CK]
+    ks = [k * fall for k, fall in zip(ks_CK, falls, strict=True)]
+    lates = [
+      jnp.concatenate([later(k, half), later(q, half) * later(fall, half)], 0)
+      for k, q, fall in zip(ks, qs_CK, falls, strict=True)
     ]
-    falls = [jnp.exp2(gap) for gap in gaps]
-    ks, qs = ([x * fall for x, fall in zip(xs, falls, strict=True)] for xs in (ks_CK, qs_CK))
-    across_k, across_q = grams(products, qs, ks)
-    kks = [jnp.where(met, new, old) for new, old in zip(across_k, kks, strict=True)]
-    qks = [jnp.where(met, new, old) for new, old in zip(across_q, qks, strict=True)]
-    block *= 2
+    both = [products.dot(late, k, 'nt') for late, k in zip(lates, ks, strict=True)]
+    kks = [woven(old, jnp.where(met, x[:rows], later(old, half)), half) for x, old in zip(both, kks, strict=True)]
+    qks = [woven(old, jnp.where(met, x[rows:], later(old, half)), half) for x, old in zip(both, qks, strict=True)]
+    half *= 2
   return kks, qks
+
+
+def _later(x: Array, half: int) -> Array:
+  """Returns the later half of each block of 2 `half` rows, one below the other."""
+  return jnp.concatenate([x[start : start + half] for start in range(half, x.shape[0], 2 * half)], 0)
+
+
+def _woven(x: Array, later: Array, half: int) -> Array:
+  """Returns `x` with the rows that `_later` takes replaced."""
+  pieces = []
+  for n, start in enumerate(range(0, x.shape[0], 2 * half)):
+    pieces += [x[start : start + half], later[n * half : (n + 1) * half]]
+  return jnp.concatenate(pieces, 0)
 
 
 def _anchor(total_CK: Array, block: int) -> Array:
@@ -254,7 +267,7 @@ def _anchor(total_CK: Array, block: int) -> Array:
 def unit_lower_inverses(products: Products, units_CC: Sequence[Array], grid: Grid, scratch: Any) -> list[Array]:
   """Returns the inverse of each unit lower triangular I + L [C, C], in float32.
 
-  Blocks of 16 rows by substitution; pairs of blocks are merged, X <- X (I - L X) with L what lies between the two. Powers
+  Blocks of 16 rows by substitution; pairs are merged, X <- X (I - L X) with L what lies between the two. Powers
   of L are never formed: they grow like binomials where keys repeat. Of bfloat16 products one Newton step takes the
   rounding back, T <- X (2 I - (I + L) X): of I + L both halves are met, and X is what bfloat16 holds.
 
@@ -275,7 +288,9 @@ def unit_lower_inverses(products: Products, units_CC: Sequence[Array], grid: Gri
     block *= 2
   if products.exact:
     return inverses
-  residuals = [identity - (products.fine_dot(x, inverse) - identity) for x, inverse in zip(units_CC, inverses, strict=True)]
+  residuals = [
+    identity - (products.fine_dot(x, inverse) - identity) for x, inverse in zip(units_CC, inverses, strict=True)
+  ]
   return [dot(inverse, residual) for inverse, residual in zip(inverses, residuals, strict=True)]
 
 
@@ -283,23 +298,14 @@ def _merged(
   products: Products, lowers_CC: Sequence[Array], inverses_CC: Sequence[Array], grid: Grid, block: int
 ) -> list[Array]:
   """Returns inverses of diagonal blocks twice as large as `block`: the later rows of a pair are all that changes."""
-  C = grid.i.shape[0]
-
-  def later(x):
-    return jnp.concatenate([x[start : start + block] for start in range(block, C, 2 * block)], 0)
-
-  def woven(early, late):
-    pieces = []
-    for n, start in enumerate(range(0, C, 2 * block)):
-      pieces += [early[start : start + block], late[n * block : (n + 1) * block]]
-    return jnp.concatenate(pieces, 0)
-
   identity = grid.identity().astype(products.dtype)
-  between = later(grid.same_block(2 * block) & (grid.j % (2 * block) < block))
-  steps = [products.dot(jnp.where(between, later(x), 0.0), y) for x, y in zip(lowers_CC, inverses_CC, strict=True)]
-  steps = [woven(identity, (later(grid.identity()) - x).astype(products.dtype)) for x in steps]
-  lates = [products.dot(later(x), step).astype(x.dtype) for x, step in zip(inverses_CC, steps, strict=True)]
-  return [woven(x, late) for x, late in zip(inverses_CC, lates, strict=True)]
+  between = _later(grid.same_block(2 * block) & (grid.j % (2 * block) < block), block)
+  steps = [
+    products.dot(jnp.where(between, _later(x, block), 0.0), y) for x, y in zip(lowers_CC, inverses_CC, strict=True)
+  ]
+  steps = [_woven(identity, (_later(grid.identity(), block) - x).astype(products.dtype), block) for x in steps]
+  lates = [products.dot(_later(x, block), step).astype(x.dtype) for x, step in zip(inverses_CC, steps, strict=True)]
+  return [_woven(x, late, block) for x, late in zip(inverses_CC, lates, strict=True)]
 
 
 def _diagonal_inverses(units_CC: Sequence[Array], scratch: Any) -> list[Array]:
@@ -392,4 +398,8 @@ def applied(
 
 def scaled(xs: Sequence[Array], factors: Sequence[Array] | None) -> list[Array]:
   """Returns each of `xs` times its factor; None is one throughout."""
-  return list(xs) if factors is None else [x * (across(f, x.shape[1]) if f.shape[1] == LANES else f) for x, f in zip(xs, factors, strict=True)]
+  return (
+    list(xs)
+    if factors is None
+    else [x * (across(f, x.shape[1]) if f.shape[1] == LANES else f) for x, f in zip(xs, factors, strict=True)]
+  )
