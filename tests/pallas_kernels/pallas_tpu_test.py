@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import Mesh
 
 from pallas_kernels import api, delta_rule, pallas_tpu, specs, tiling, tpu_forward, tpu_math
 from tests.pallas_kernels import draws
+from tests.pallas_kernels.delta_rule_test import composed
 
 kernel = jax.jit(
   functools.partial(delta_rule, implementation='pallas_tpu'),
@@ -42,7 +44,7 @@ def hard(drawn):
   return {**drawn, 'initial_state': 0 * drawn['initial_state']}
 
 
-@pytest.mark.parametrize('decay', ['none', 'scalar', 'channel'])
+@pytest.mark.parametrize('decay', [pytest.param('none', marks=pytest.mark.sweep), 'scalar', 'channel'])
 def test_bfloat16_is_accurate_on_hard_operands(decay):
   drawn, _ = draws.operands(specs.Spec(1, 256, 1, 1, 128, 128, decay))
   given, exact = rounded(hard(drawn))
@@ -64,7 +66,7 @@ def test_boundaries_at_every_offset_of_a_chunk_are_the_recurrence(decay, T=130):
     assert row.max() < 1e-5, f'boundary before token {row.argmax() + 1}: {row.max():.1e}'
 
 
-@pytest.mark.parametrize('T', [1, 64, pytest.param(65, marks=pytest.mark.sweep), 193])
+@pytest.mark.parametrize('T', [1, *(pytest.param(T, marks=pytest.mark.sweep) for T in (63, 64, 65, 128)), 193])
 def test_any_length_is_the_recurrence(T):
   drawn, _ = draws.operands(specs.Spec(1, T, 1, 1, 8, 8, 'scalar'))
   got = kernel(**draws.narrowed(drawn), chunk_size=64)
@@ -72,7 +74,7 @@ def test_any_length_is_the_recurrence(T):
     assert draws.error(mine, want) < specs.FLOAT32.output
 
 
-@pytest.mark.parametrize('exact', [False, True])
+@pytest.mark.parametrize('exact', [False, pytest.param(True, marks=pytest.mark.sweep)])
 def test_equal_keys_written_twice_over_do_not_break_the_inverse(exact):
   """beta = 2, equal keys: powers of L reach 2e6 within 16 rows, the inverse stays within 2."""
   unit = np.eye(64) + 2 * np.tril(np.ones((64, 64)), -1)
@@ -110,6 +112,31 @@ def test_no_race_and_no_use_of_memory_before_it_is_written(decay):
   from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
   assert not interpret_pallas_call.races.races_found
+
+
+KINDS = ['shard_map', *(pytest.param(kind, marks=pytest.mark.sweep) for kind in ('vmap', 'scan', 'remat', 'recompute'))]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_transformations_change_nothing(kind):
+  drawn, _ = draws.operands(specs.Spec(2, 21, 1, 2, 8, 8, 'scalar'))
+  mesh = Mesh(np.array(jax.devices()[:1]), ('data',))
+
+  @functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+  @jax.value_and_grad
+  def loss(x):
+    o, state = composed(kind, x, mesh, 'pallas_tpu', 64)
+    return jnp.sum(jnp.square(o)) + jnp.sum(jnp.sin(state))
+
+  @jax.jit
+  @jax.value_and_grad
+  def wanted(x):
+    o, state = delta_rule(**x, implementation='reference')
+    return jnp.sum(jnp.square(o)) + jnp.sum(jnp.sin(state))
+
+  x = draws.narrowed(drawn)
+  for mine, want in zip(jax.tree.leaves(loss(x)), jax.tree.leaves(wanted(x)), strict=True):
+    assert draws.error(mine, want) < 1e-5
 
 
 def test_without_a_tpu_it_runs_only_where_it_is_asked_for():
