@@ -91,7 +91,7 @@ def test_findings_name_the_parameter_the_position_and_the_line():
   assert "['unused']" in detail('dead_parameter', 'gradients')
   assert 'position 63' in detail('one_ahead', 'causality')
   assert 'tokens from position 64 on' in detail('one_ahead', 'causality')
-  assert 'at line 18' in detail('fixed_batch', 'shapes')
+  assert 'at line 18' in detail('whole_chunks_only', 'shapes')
 
 
 def test_the_same_seed_gives_the_same_findings():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,15 +19,32 @@ def words(text: str) -> frozenset[str]:
 CALLS = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')  # where primitives that only wrap a function keep it
 
 
+def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns `function` that traces a module once only for the same sizes: tracing is what a gate spends its time on."""
+  remembered = functools.lru_cache(maxsize=8)(function)
+
+  @functools.wraps(function)
+  def asked(module: Any, *sizes: int) -> Any:
+    try:
+      hash(module)
+    except TypeError:  # a field of the mixer has no hash
+      return function(module, *sizes)
+    return remembered(module, *sizes)
+
+  return asked
+
+
+@_remembering
 def parameter_shapes(module: Any, width: int, batch: int = 1, length: int = 2) -> Any:
   """Returns the shapes of a mixer's parameters, traced. The host starts from a short sequence as well."""
   x = jax.ShapeDtypeStruct((batch, length, width), module.dtype)
   return jax.eval_shape(module.init, jax.random.key(0), x).get('params', {})
 
 
-def trace(module: Any, width: int, length: int, parameters: Any = None) -> ClosedJaxpr:
+@_remembering
+def trace(module: Any, width: int, length: int) -> ClosedJaxpr:
   """Returns the jaxpr of one sequence: parameters in order of their leaves, then x [1, T, D], to y and what is lost."""
-  parameters = parameter_shapes(module, width) if parameters is None else parameters
+  parameters = parameter_shapes(module, width)
   x = jax.ShapeDtypeStruct((1, length, width), module.dtype)
 
   def forward(leaves: list[Any], x_BTD: jax.Array) -> Any:
