@@ -76,6 +76,12 @@ def test_one_page_and_a_picture_for_each_figure(forty):
     assert (folder / name).read_bytes().startswith(b'\x89PNG')
 
 
+def test_the_page_is_titled_by_the_name_of_the_experiment(tmp_path):
+  for name in ('first', 'second <b>'):
+    text, _ = written(samples.archive(4), tmp_path, experiment=dataclasses.replace(EXPERIMENT, name=name))
+    assert f'<title>{markup.escape(name)} · asiarch</title>' in text
+
+
 def test_the_page_asks_the_network_for_nothing(forty):
   _, _, text, reader = forty
   assert not reader.named('link') and not reader.named('img')
