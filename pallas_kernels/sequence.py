@@ -29,10 +29,11 @@ for one, needs products M M as well and M a second time in the backward pass, an
 distance d occupies d links, its pairs cross each link P - 1 times all the same. The gathered pairs take P times the
 memory of one: with hundreds of shards that, and a switched network, would speak for the prefix.
 
-Work beside the op's own, in multiplications of matrices by XLA's count on CPU, K = V = 128, chunks of 64: the three
-calls share Gram matrices and inverses, so they are 1.6 times one forward and, with the backward pass, 1.4 times one
-forward and backward. Applying P - 1 maps adds 2 (P - 1) K^2 V a head in either direction, that is (P - 1) / 4 of a
-token's work times K: a few per cent where a shard holds thousands of tokens.
+Work, by XLA's count of a compiled CPU program with K = V = 128 and chunks of 64: the three calls share Gram matrices
+and inverses, so a shard does 1.6 times the forward of the plain op on its tokens and 1.4 times its forward and
+backward (K = V = 64: 1.4 and 1.3). To that come the P - 1 maps applied in either direction, 2 (P - 1) K^2 V a head,
+as much as the forward of some 100 tokens at P = 8: little where a shard holds thousands. A kernel that XLA cannot look
+into shares nothing between calls: three forwards, and one backward.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 Array = jax.Array
-RESIDUALS = ('delta_rule_shard_maps', 'delta_rule_shard_reads')
+RESIDUALS = ('delta_rule_shard_state', 'delta_rule_shard_maps', 'delta_rule_shard_reads')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,21 +137,20 @@ def _sharded(op: Op, operands, state_BHKV: Array, run_BT: Array | None) -> tuple
 
 def _sharded_forward(op: Op, operands, state_BHKV, run_BT):
   affine = _affine(op, operands, state_BHKV, run_BT)
-  received_BHKV, maps = _received(op, affine, state_BHKV)
+  kept = (*_received(op, affine, state_BHKV), affine[0])
+  received_BHKV, maps, read_BTHK = (checkpoint_name(x, name) for x, name in zip(kept, RESIDUALS, strict=True))
   outputs, pull = jax.vjp(lambda *x: op.run(op.call, *x, run_BT), *operands, received_BHKV)
-  read_BTHK, map_BHKK, _ = affine
-  kept = None if op.call.recompute else checkpoint_name(read_BTHK, RESIDUALS[1])
-  return outputs, (pull, checkpoint_name(maps, RESIDUALS[0]), map_BHKK, kept, operands, state_BHKV, run_BT)
+  return outputs, (pull, maps, None if op.call.recompute else read_BTHK, operands, state_BHKV, run_BT)
 
 
 def _sharded_backward(op: Op, residuals, cotangents):
-  pull, maps, map_BHKK, kept, operands, state_BHKV, run_BT = residuals
+  pull, maps, kept, operands, state_BHKV, run_BT = residuals
   do_BTHV, dlast_BHKV = cotangents
   read_BTHK = _affine(op, operands, state_BHKV, run_BT)[0] if kept is None else kept
   left_BHKV = jnp.einsum(
     'bthk,bthv->bhkv', read_BTHK, do_BTHV, precision=op.call.precision, preferred_element_type=dlast_BHKV.dtype
   )
-  left_BHKV = left_BHKV + _product(map_BHKK, dlast_BHKV, back=True)
+  left_BHKV = left_BHKV + _product(maps[position(op.axis_name)], dlast_BHKV, back=True)
   lefts = lax.all_gather(left_BHKV, op.axis_name)
   later_BHKV = _folded(maps, lefts, jnp.zeros_like(dlast_BHKV), op.axis_name, back=True)
   *doperands, dreceived_BHKV = pull((do_BTHV, dlast_BHKV + later_BHKV))
@@ -165,7 +165,7 @@ def _affine(op: Op, operands, state_BHKV: Array, run_BT: Array | None) -> tuple[
   """Returns (R_BTHK, M_BHKK, N_BHKV): from a received S, outputs o_0 + R S and M S + N after the shard.
 
   Two calls, since XLA shares all that does not touch v or the state between them and the one that follows: one call
-  on K more values a head does 15 % more work, forward and backward, and may be of a size that no kernel takes.
+  on K more values a head does 11 to 14 % more, forward and backward, and may be of a size that no kernel takes.
   """
   q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay = operands
   K = q_BTHK.shape[-1]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
-from pallas_kernels import causal_conv, delta_rule, specs
+from pallas_kernels import causal_conv, delta_rule, sequence, specs
 from tests.pallas_kernels import draws
 
 P = 8
@@ -165,6 +165,32 @@ def convolution(tokens, L, W, packed):
   }
 
 
+def remat(tokens, *names):
+  """Returns the errors and the gathers of the gradient of three rematerialised layers in a `scan`; `names` are kept."""
+  spec = specs.Spec(1, P * 6, 1, 1, 8, 8, 'scalar', decay_rate=10.0)
+  x = draws.narrowed(draws.operands(spec)[0])
+
+  def layers(x, axis_name=None, wrap=lambda layer: layer):
+    def layer(v, _):
+      return delta_rule(**x | {'v': v}, chunk_size=4, axis_name=axis_name)[0], None
+
+    return jax.lax.scan(wrap(layer), x['v'], None, length=3)[0]
+
+  def spread(x):
+    wrap = functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(*names))
+    where = {name: EVERYWHERE if name == 'initial_state' else BY_TOKENS for name in x}
+    local = functools.partial(layers, axis_name='tokens', wrap=wrap)
+    return jax.shard_map(local, mesh=tokens, in_specs=(where,), out_specs=BY_TOKENS)(x)
+
+  def gradient(call):
+    return jax.jit(jax.grad(lambda x: jnp.square(call(x)).sum()))
+
+  program = gradient(spread).lower(x).compile()
+  got, want = program(x), gradient(layers)(x)
+  gathers = sum(kind == 'all-gather' for kind, _ in sent(program))
+  return {'errors': {name: draws.error(got[name], want[name]) for name in want}, 'gathers': gathers}
+
+
 CONVOLUTIONS = {  # tokens of a shard, taps, packed; the last ones are for sweeps
   'packed_beyond_a_shard': (3, 9, True),
   'packed': (4, 4, True),
@@ -180,6 +206,7 @@ if __name__ == '__main__':
       {
         'delta_rule': {name: measured(*case) for name, case in list(cases(tokens).items())[some]},
         'partial_programs': partial_programs(tokens),
+        'remat': [remat(tokens), remat(tokens, *sequence.RESIDUALS)] if 'sweep' in sys.argv else [],
         'causal_conv': {name: convolution(tokens, *case) for name, case in list(CONVOLUTIONS.items())[few]},
       }
     )

@@ -59,6 +59,14 @@ def test_bytes_sent_are_those_of_the_docstring():
   assert of_ids == [['collective-permute', 4 * 6]]
 
 
+@pytest.mark.sweep
+def test_kept_residuals_spare_remat_a_gather():
+  bare, kept = eight_devices('sweep')['remat']
+  assert_small(bare['errors'])
+  assert_small(kept['errors'])
+  assert (bare['gathers'], kept['gathers']) == (3, 2)
+
+
 def test_a_nan_does_not_reach_the_shards_before_it():
   assert eight_devices('')['partial_programs']['poison_stays_behind']
 
