@@ -102,7 +102,7 @@ def _factors(plan: Plan, runs, q_CK, k_CK, v_CV, beta_C, log_decay) -> Factors:
   """Returns the factors of all chunks; its derivative is left to JAX (elementwise work and two Gram products)."""
   run_C, before = runs
   q_CK = q_CK * plan.scale
-  ones_C1 = jnp.ones((*beta_C.shape, 1), beta_C.dtype)
+  ones_C1 = jnp.ones_like(beta_C)[..., None]  # made of beta, so that it varies over the mesh axes that beta does
   total = None
   rise = fall = ones_C1
   keep = ones_C1[..., :1, :]
