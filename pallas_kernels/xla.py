@@ -23,7 +23,7 @@ from pallas_kernels.chunk_math import dot
 
 Array = jax.Array
 RESIDUALS = ('delta_rule_inverse', 'delta_rule_states')
-BLOCK_ENTRIES = 2**17  # of B x HV x tokens x max(K, V) in a block
+BLOCK_ENTRIES = 2**14  # of B x HV x tokens x max(K, V) in a block, or one chunk where that holds more
 BLOCK_CHUNKS = 8  # at most: they are written out one by one
 
 
@@ -93,8 +93,7 @@ def delta_rule(
   if run_BT is not None:
     run_BT = jnp.pad(run_BT, [(0, 0), (0, pad)], mode='edge')
     runs = run_BT, jnp.pad(run_BT[:, :-1], [(0, 0), (1, 0)])
-  tokens = q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay
-  tokens = tuple(None if x is None else padded(x) for x in tokens)
+  tokens = [None if x is None else padded(x) for x in (q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay)]
   state_BHGKV = state_BHKV.reshape(B, H, HV // H, K, V)
   o_BTHV, state_BHGKV = _blockwise(dataclasses.replace(plan, blocks=M), *tokens, state_BHGKV, runs)
   return o_BTHV[:, :T], state_BHGKV.reshape(B, HV, K, V)

@@ -18,14 +18,13 @@ import pytest
 from pallas_kernels import specs
 from tests.pallas_kernels import draws
 
-REMEDY = 'is not installed: `make peers` runs this test where it is'
 NAMES = ('q', 'k', 'v', 'beta', 'log_decay', 'initial_state')
 
 
 def missing(*modules):
   """Returns why a test is skipped, or None: the modules that are not installed."""
   absent = [module for module in modules if importlib.util.find_spec(module) is None]
-  return f'{" and ".join(absent)} {REMEDY}' if absent else None
+  return f'not installed: {", ".join(absent)}; `make peers` runs this test where they are' if absent else None
 
 
 def needs(*modules):
@@ -148,4 +147,4 @@ def test_the_xla_form_is_theirs(form, decay, boundary, capsys):
 
   ours = draws.outputs_and_gradients(x, ids, *seeds, implementation='xla')
   want = jax.tree.map(np.asarray, theirs(x, seeds))
-  assert_agree(ours, want, 1e-4, capsys, f'{form}, {decay}{", packed" if boundary else ""}')
+  assert_agree(ours, want, 1e-5, capsys, f'{form}, {decay}{", packed" if boundary else ""}')
