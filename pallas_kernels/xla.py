@@ -137,10 +137,16 @@ def _scaled(factor: Array, x_CX: Array) -> Array:
   return x_CX * (factor if factor.shape[-1] > 1 else chunk_math.columns(factor[..., 0], x_CX.shape[-1]))
 
 
-def _cut(plan: Plan, block, x_BT: Array) -> Array:
-  """Returns the tokens of one block."""
-  size = x_BT.shape[1] // plan.blocks
-  return lax.dynamic_slice_in_dim(x_BT, block * size, size, 1)
+def _split(plan: Plan, x_BT: Array) -> Array:
+  """Returns the tokens of each block, [M, B, N C, ...]: what the loop over blocks takes one by one."""
+  B, T = x_BT.shape[:2]
+  return jnp.moveaxis(x_BT.reshape(B, plan.blocks, T // plan.blocks, *x_BT.shape[2:]), 1, 0)
+
+
+def _whole(x_MBT: Array) -> Array:
+  """Returns the tokens of all blocks in one row: undoes `_split`."""
+  M, B, T = x_MBT.shape[:3]
+  return jnp.moveaxis(x_MBT, 0, 1).reshape(B, M * T, *x_MBT.shape[3:])
 
 
 def _chunks(plan: Plan, x_BT: Array, H: int) -> Array:
@@ -157,39 +163,30 @@ def _tokens(x_BHNGC: Array) -> Array:
   return x_BNCHG.reshape(B, N * C, H * G, *x_BHNGC.shape[5:])
 
 
-def _put(plan: Plan, block, whole_BT: Array, part_BHNGC: Array) -> Array:
-  """Returns `whole_BT` with the tokens of one block replaced."""
-  part_BT = _tokens(part_BHNGC)
-  return lax.dynamic_update_slice_in_dim(whole_BT, part_BT, block * part_BT.shape[1], 1)
-
-
-def _operands(plan: Plan, block, tokens, runs):
-  """Returns (the operands of `_factors` as chunks, and their runs) for one block."""
+def _operands(plan: Plan, tokens, runs):
+  """Returns (the operands of `_factors` as chunks, and their runs) from the tokens of one block."""
   H = tokens[0].shape[2]
-  chunked = tuple(None if x is None else _chunks(plan, _cut(plan, block, x), H) for x in tokens)
+  chunked = tuple(None if x is None else _chunks(plan, x, H) for x in tokens)
   if runs is None:
     return chunked, (None, None)
-  run_BT, before_BT = (_cut(plan, block, x) for x in runs)
-  run, before = (x.reshape(x.shape[0], 1, -1, 1, plan.chunk) for x in (run_BT, before_BT))
+  run, before = (x.reshape(x.shape[0], 1, -1, 1, plan.chunk) for x in runs)
   return chunked, (run, before[..., :1])
 
 
-def _over_blocks(plan: Plan, step, carry, kept=None, *, back: bool = False):
-  """Returns (carry, stacked results) of carry, result = step(carry, (block, what was kept of it)) over all blocks."""
+def _over_blocks(plan: Plan, step, carry, items, *, back: bool = False):
+  """Returns (carry, stacked results) of carry, result = step(carry, item) over all blocks."""
   if plan.blocks == 1:
-    carry, result = step(carry, (0, jax.tree.map(lambda x: x[0], kept)))
+    carry, result = step(carry, jax.tree.map(lambda x: x[0], items))
     return carry, jax.tree.map(lambda x: x[None], result)
-  return lax.scan(step, carry, (jnp.arange(plan.blocks), kept), reverse=back)
+  return lax.scan(step, carry, items, reverse=back)
 
 
 def _sweep(plan: Plan, tokens, state_KV, runs):
   """Returns (o_BTHV, last state, inverses, received states), the last two of every block."""
   product = functools.partial(dot, precision=plan.precision)
 
-  def step(carry, item):
-    o_BTHV, state_KV = carry
-    block, _ = item
-    operands, run = _operands(plan, block, tokens, runs)
+  def step(state_KV, item):
+    operands, run = _operands(plan, *item)
     factors = _factors(plan, run, *operands)
     inverse_CC = chunk_math.unit_lower_inverse(factors.lower, plan.precision)
     states, writes = [], []
@@ -201,10 +198,11 @@ def _sweep(plan: Plan, tokens, state_KV, runs):
       state_KV = chunk.keep * state_KV + product(chunk.k_out, writes[-1], 'tn')
     states_KV, u_CV = jnp.stack(states, 2), jnp.stack(writes, 2)
     o_CV = product(factors.q_in, states_KV) + product(factors.read, u_CV)
-    return (_put(plan, block, o_BTHV, o_CV), state_KV), (inverse_CC, states_KV)
+    return state_KV, (_tokens(o_CV), (inverse_CC, states_KV))
 
-  (o_BTHV, last_KV), kept = _over_blocks(plan, step, (jnp.zeros_like(tokens[2]), state_KV))
-  return o_BTHV, last_KV, kept
+  items = jax.tree.map(functools.partial(_split, plan), (tokens, runs))
+  last_KV, (o_MBTHV, kept) = _over_blocks(plan, step, state_KV, items)
+  return _whole(o_MBTHV), last_KV, kept
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -228,11 +226,10 @@ def _blockwise_backward(plan, residuals, cotangents):
   if kept is None:
     *_, kept = _sweep(plan, tokens, state_KV, runs)
 
-  def step(carry, item):
-    dtokens, dafter_KV = carry
-    block, (inverse_CC, states_KV) = item
-    operands, run = _operands(plan, block, tokens, runs)
-    do_CV = _chunks(plan, _cut(plan, block, do_BTHV), tokens[0].shape[2])
+  def step(dafter_KV, item):
+    (tokens, runs, do_BTHV), (inverse_CC, states_KV) = item
+    operands, run = _operands(plan, tokens, runs)
+    do_CV = _chunks(plan, do_BTHV, tokens[0].shape[2])
     factors, pull = jax.vjp(functools.partial(_factors, plan, run), *operands)
     u_CV = product(inverse_CC, factors.v_in - product(factors.k_in, states_KV))
     read_do_CV, q_do_KV = product(factors.read, do_CV, 'tn'), product(factors.q_in, do_CV, 'tn')
@@ -254,10 +251,11 @@ def _blockwise_backward(plan, residuals, cotangents):
     )
     # Factors that heads of a group share were met by every head of the group: their cotangents add up.
     dfactors = Factors(*(_summed_to(dx, x.shape) for dx, x in zip(dfactors, factors, strict=True)))
-    put = functools.partial(_put, plan, block)
-    return (jax.tree.map(put, dtokens, pull(dfactors)), dafter_KV), None
+    return dafter_KV, jax.tree.map(_tokens, pull(dfactors))
 
-  (dtokens, dstate_KV), _ = _over_blocks(plan, step, (jax.tree.map(jnp.zeros_like, tokens), dlast_KV), kept, back=True)
+  items = jax.tree.map(functools.partial(_split, plan), (tokens, runs, do_BTHV))
+  dstate_KV, dtokens = _over_blocks(plan, step, dlast_KV, (items, kept), back=True)
+  dtokens = jax.tree.map(_whole, dtokens)
   return *dtokens, dstate_KV, None
 
 
