@@ -1,0 +1,239 @@
+"""The backward kernel for TPU, interpreted on CPU, gives the gradients of the recurrence in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels import specs, tpu_backward
+from tests.pallas_kernels import draws
+
+Spec = specs.Spec
+GATES = ('beta', 'log_decay')
+
+
+def lanes(x_BTHD):
+  return jnp.asarray(x_BTHD, jnp.float32).reshape(*x_BTHD.shape[:2], -1)
+
+
+def by_head(x_BTH):
+  return jnp.asarray(x_BTH, jnp.float32).swapaxes(1, 2)
+
+
+def residuals(drawn, runs_BT, C):
+  """Returns (inverse [B, HV, N, C, C], received states [B, HV, N, K, V]): what the forward pass keeps, in float64.
+
+  T is a multiple of C. Token by token, and by NumPy's inverse: nothing here is shared with the kernel.
+  """
+  k, v, beta, state = drawn['k'], drawn['v'], drawn['beta'], drawn['initial_state']
+  (B, T, HV, _), K = v.shape, k.shape[-1]
+  k = np.repeat(k, HV // k.shape[2], 2)
+  log_decay = np.broadcast_to(drawn.get('log_decay', np.zeros(beta.shape)).reshape(B, T, HV, -1), k.shape)
+  states = []
+  for t in range(T):
+    if t % C == 0:
+      states.append(state)
+    fresh_B = runs_BT[:, t] != (runs_BT[:, t - 1] if t else 0)
+    state = np.where(fresh_B[:, None, None, None], 0.0, state) * np.exp(log_decay[:, t])[..., None]
+    u = beta[:, t, :, None] * (v[:, t] - np.einsum('bhk,bhkv->bhv', k[:, t], state))
+    state = state + k[:, t, :, :, None] * u[:, :, None]
+  inverses = []
+  for start in range(0, T, C):
+    part = slice(start, start + C)
+    total = np.cumsum(log_decay[:, part], 1)
+    decay = np.exp(np.minimum(total[:, :, None] - total[:, None], 0.0))
+    seen = (runs_BT[:, part, None] == runs_BT[:, None, part])[:, None] & np.tri(C, k=-1, dtype=bool)
+    a = np.einsum('bih,bihk,bjhk,bijhk->bhij', beta[:, part], k[:, part], k[:, part], decay)
+    inverses.append(np.linalg.inv(np.eye(C) + np.where(seen, a, 0.0)))
+  return np.stack(inverses, 2), np.stack(states, 2)
+
+
+def gradients(drawn, segment_ids, seed_o, seed_state, C, dtype=jnp.float32, **options):
+  """Returns the gradients by each operand as `draws.outputs_and_gradients` does, from float64 arrays, by the kernel."""
+  T, pad = seed_o.shape[1], -seed_o.shape[1] % C
+
+  def padded(x, **how):
+    return np.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2), **how)
+
+  x = {name: y if name == 'initial_state' else padded(y) for name, y in drawn.items()}
+  runs_BT = np.zeros(x['beta'].shape[:2], np.int32)
+  if segment_ids is not None:
+    runs_BT = padded(np.cumsum(np.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0, 1), mode='edge')
+  inverse, states = residuals(x, runs_BT, C)
+  q, k, v, do = (lanes(y).astype(dtype) for y in (x['q'], x['k'], x['v'], padded(seed_o)))
+  log_decay = x.get('log_decay')
+  if log_decay is not None:
+    log_decay = by_head(log_decay) if log_decay.ndim == 3 else lanes(log_decay)
+  call = functools.partial(
+    tpu_backward.delta_rule_backward, scale=drawn['q'].shape[-1] ** -0.5, **{'interpret': True, **options}
+  )
+  dq, dk, dv, dbeta, dlog_decay, dinitial = jax.jit(call)(
+    q, k, v, by_head(x['beta']), log_decay, None if segment_ids is None else jnp.asarray(runs_BT, jnp.int32),
+    jnp.asarray(inverse, dtype), jnp.asarray(states, dtype), do, jnp.asarray(seed_state, jnp.float32),
+  )  # fmt: skip
+  assert dq.dtype == dk.dtype == dv.dtype == dtype
+  got = {'q': dq, 'k': dk, 'v': dv, 'beta': dbeta.swapaxes(1, 2)}
+  if log_decay is not None:
+    got['log_decay'] = dlog_decay if x['log_decay'].ndim == 4 else dlog_decay.swapaxes(1, 2)
+  got = {name: y.reshape(x[name].shape)[:, :T] for name, y in got.items()}
+  return got | {'initial_state': dinitial}
+
+
+def both(spec, C, dtype=jnp.float32, change=lambda drawn: drawn, segment_ids=None, **options):
+  """Returns (the kernel's gradients, those of the recurrence in float64) of one draw, rounded to `dtype` for both."""
+  drawn, ids = draws.operands(spec)
+  drawn, ids = change(drawn), ids if segment_ids is None else segment_ids
+  seed_o, seed_state = draws.seeds(spec)
+  drawn = {name: rounded(x, dtype if name in 'qkv' else jnp.float32) for name, x in drawn.items()}
+  seed_o = rounded(seed_o, dtype)
+  got = gradients(drawn, ids, seed_o, seed_state, C, dtype, **options)
+  want = draws.truth(drawn, ids, (seed_o, seed_state))
+  return got, {name: want[name] for name in got}
+
+
+def rounded(x, dtype):
+  return np.asarray(jnp.asarray(x, dtype), np.float64)
+
+
+def cosine(a, b):
+  a, b = (np.asarray(x, np.float64).ravel() for x in (a, b))
+  return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+@pytest.mark.parametrize('decay', ['none', 'scalar', 'channel'])
+def test_the_adjoints_of_a_chunk_are_exact_in_float64(decay):
+  """The algebra by itself, no kernel and no rounding: two value heads on one key, two documents."""
+  spec = Spec(1, 16, 1, 2, 4, 8, decay, boundary=0.15)
+  drawn, ids = draws.operands(spec)
+  seeds = draws.seeds(spec)
+  runs_BT = np.cumsum(np.diff(ids, axis=1, prepend=ids[:, :1]) != 0, 1)
+  assert runs_BT.max() > 0, 'there was to be a boundary'
+  want = draws.truth(drawn, ids, seeds)
+  inverse, states = residuals(drawn, runs_BT, spec.T)
+  heads = range(spec.HV)
+  with jax.enable_x64(True):
+    x = jax.tree.map(jnp.asarray, drawn)
+    mask = tpu_backward.masks(spec.T, jnp.asarray(runs_BT, jnp.float64))
+    log_decay = x.get('log_decay')
+    if decay == 'scalar':
+      log_decay = log_decay[0].T
+    if decay == 'channel':
+      log_decay = [log_decay[0, :, h] for h in heads]
+    operands = tpu_backward.Operands(
+      *([x[name][0, :, 0] for _ in heads] for name in 'qk'),
+      *([jnp.asarray(y)[0, :, h] for h in heads] for y in (x['v'], seeds[0])),
+      *([jnp.asarray(y)[0, h, 0] for h in heads] for y in (inverse, states)),
+      [jnp.asarray(seeds[1])[0, h] for h in heads],
+    )
+    found = tpu_backward.adjoints(spec.K**-0.5, operands, tpu_backward.gates(x['beta'][0].T, log_decay, mask), mask)
+    got = {
+      'q': sum(found.dq)[None, :, None],
+      'k': sum(found.dk)[None, :, None],
+      'v': jnp.stack(found.dv, 1)[None],
+      'beta': jnp.stack(found.dbeta, 1)[None, ..., 0],
+      'initial_state': jnp.stack(found.dstate)[None],
+    }
+    if decay != 'none':
+      got['log_decay'] = jnp.einsum('ij,ihk->jhk', mask.seen_CC, jnp.stack(found.dtotal, 1))[None]
+      got['log_decay'] = got['log_decay'].reshape(want['log_decay'].shape)
+  for name in got:
+    assert draws.error(got[name], want[name]) < 1e-13, name
+
+
+DEFAULT = ('plain', 'packed_scalar', 'grouped_channel', 'packed_channel', 'forgets_channels_at_once', 'half_masked')
+
+
+@pytest.mark.parametrize(
+  'name', [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.sweep) for name in specs.SMALL]
+)
+def test_gradients_are_those_of_the_recurrence(name):
+  draws.assert_close(*both(specs.SMALL[name], 16), specs.FLOAT32)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize('decay', ['none', 'scalar', 'channel'])
+@pytest.mark.parametrize('size', [32, 64, 128, 256])
+def test_gradients_at_the_sizes_of_the_hardware(decay, size):
+  spec = Spec(1, 200, 1, 2, size, 64 if size == 128 else size, decay, boundary=0.01)
+  draws.assert_close(*both(spec, 64), specs.FLOAT32)
+  draws.assert_close(*both(spec, 128, jnp.bfloat16), specs.BFLOAT16)
+
+
+def hard(drawn, seed=0):
+  """Returns the draw with keys that resemble each other, beta near one and decay near one."""
+  rng = np.random.default_rng(seed)
+  k = rng.standard_normal(drawn['k'].shape) + 1
+  changed = {'k': k / np.linalg.norm(k, axis=-1, keepdims=True)}
+  changed['beta'] = 1 / (1 + np.exp(-rng.standard_normal(drawn['beta'].shape) - 2))
+  if 'log_decay' in drawn:
+    changed['log_decay'] = -np.log1p(np.exp(-rng.standard_normal(drawn['log_decay'].shape) - 4))
+  return drawn | changed
+
+
+@pytest.mark.parametrize('decay', ['none', 'scalar', 'channel'])
+def test_bfloat16_operands_stay_within_the_field_s_tolerance_on_hard_data(decay):
+  got, want = both(Spec(1, 128, 1, 1, 64, 64, decay), 64, jnp.bfloat16, hard)
+  draws.assert_close(got, want, specs.BFLOAT16)
+
+
+@pytest.mark.parametrize('decay', ['scalar', 'channel'])
+def test_gate_gradients_of_bfloat16_operands_point_where_float64_points(decay):
+  """The trap of this backward pass: sums that cancel (cosine 0.3 where factors are rounded apart)."""
+  got, want = both(Spec(1, 256, 1, 1, 64, 64, decay, decay_rate=10.0), 128, jnp.bfloat16)
+  assert cosine(got['log_decay'], want['log_decay']) > 0.9999
+  draws.assert_close(got, want, specs.BFLOAT16)
+
+
+@pytest.mark.parametrize('decay', ['none', 'scalar', 'channel'])
+def test_boundaries_at_every_offset_of_a_chunk(decay):
+  T = 18
+  ids = (np.arange(T)[None] > np.arange(T - 1)[:, None]).astype(np.int32)
+  draws.assert_close(*both(Spec(T - 1, T, 1, 1, 8, 8, decay), 8, segment_ids=ids), specs.FLOAT32)
+
+
+STRESS = {
+  'decay to -100 a token': {'log_decay': lambda g: -100 * np.random.default_rng(0).random(g.shape)},
+  'decay of -100 or none': {'log_decay': lambda g: -100.0 * (np.random.default_rng(0).random(g.shape) < 0.2)},
+  'identical keys, beta 2': {
+    'k': lambda k: np.broadcast_to(k[:, :1], k.shape), 'beta': lambda beta: np.full_like(beta, 2.0)
+  },
+  'zero keys': {'k': np.zeros_like},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', STRESS)
+@pytest.mark.parametrize('decay', ['scalar', 'channel'])
+def test_hard_operands(name, decay):
+  def change(drawn):
+    return drawn | {operand: make(drawn[operand]) for operand, make in STRESS[name].items()}
+
+  draws.assert_close(*both(Spec(2, 40, 1, 1, 16, 8, decay, boundary=0.05), 16, change=change), specs.FLOAT32)
+
+
+@pytest.mark.parametrize('HV, H, heads', [(4, 1, 2), (4, 2, 4), (4, 2, 1)])
+def test_heads_may_be_taken_in_any_number_a_step(HV, H, heads):
+  """A group of value heads in one step, several groups in one, or a group over several steps."""
+  spec = Spec(1, 20, H, HV, 8, 8, 'scalar')
+  draws.assert_close(*both(spec, 16, heads=heads), specs.FLOAT32)
+
+
+def test_heads_a_step_fill_lanes():
+  assert tpu_backward.heads_a_step(16, 16, 128, 128) == 8
+  assert tpu_backward.heads_a_step(16, 16, 32, 32) == 8
+  assert tpu_backward.heads_a_step(2, 6, 64, 64) == 6
+  assert tpu_backward.heads_a_step(1, 64, 128, 128) == 8
+  with pytest.raises(NotImplementedError, match='3 key heads of 60 and 9 value heads of 60'):
+    tpu_backward.heads_a_step(3, 9, 60, 60)
+
+
+def test_no_two_steps_race_and_scratch_that_begins_as_nan_is_written_first():
+  spec = Spec(1, 40, 1, 2, 8, 8, 'channel', boundary=0.1)
+  watched = pltpu.InterpretParams(detect_races=True, uninitialized_memory='nan', num_cores_or_threads=2)
+  got, want = both(spec, 16, interpret=watched)
+  draws.assert_close(got, want, specs.FLOAT32)
+  from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+  assert not interpret_pallas_call.races.races_found
