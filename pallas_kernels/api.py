@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels import convolution, reference, tiling, xla
+from pallas_kernels import convolution, pallas_tpu, reference, tiling, xla
 
 Array = jax.Array
 
@@ -37,6 +37,7 @@ class Call:
   chunk_size: int | None
   precision: lax.PrecisionLike
   recompute: bool
+  requested: bool  # by name: no other implementation will answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +48,26 @@ class Implementation:
   run: Callable[..., Any]
 
 
+def _run_tpu(call: Call, q, k, v, beta, log_decay, state, run_BT):
+  q, k, v = (x.astype(call.dtype) for x in (q, k, v))
+  return pallas_tpu.delta_rule(pallas_tpu.plan(call), q, k, v, beta, log_decay, state, run_BT)
+
+
+def _wide(call: Call, *operands: Array | None) -> list[Any]:
+  """Returns the operands in the type that sums are made in."""
+  return [None if x is None else x.astype(call.compute_dtype) for x in operands]
+
+
 def _run_xla(call: Call, q, k, v, beta, log_decay, state, run_BT):
   chunk = call.chunk_size or tiling.chunk_size(call.T, call.K, call.V)
   plan = xla.Plan(call.scale, chunk, call.precision, call.recompute)
+  q, k, v, beta, log_decay, state = _wide(call, q, k, v, beta, log_decay, state)
   return xla.delta_rule(plan, q, k, v, beta, log_decay, state, run_BT)
 
 
 def _run_reference(call: Call, q, k, v, beta, log_decay, state, run_BT):
   starts_BT = None if run_BT is None else jnp.diff(run_BT, axis=1, prepend=0) > 0
+  q, k, v, beta, log_decay, state = _wide(call, q, k, v, beta, log_decay, state)
   return reference.delta_rule(q, k, v, beta, log_decay, state, starts_BT, scale=call.scale, precision=call.precision)
 
 
@@ -64,6 +77,7 @@ def _always(call: Any) -> None:
 
 # Fastest first: the kernels for TPU and GPU stand above the form that runs everywhere.
 IMPLEMENTATIONS = {
+  'pallas_tpu': Implementation(pallas_tpu.refuses, _run_tpu),
   'xla': Implementation(_always, _run_xla),
   'reference': Implementation(
     lambda call: 'it has no chunks: leave chunk_size out' if call.chunk_size else None, _run_reference
@@ -138,13 +152,12 @@ def delta_rule(
     precision = lax.Precision.HIGHEST if dtype.itemsize >= 4 else lax.Precision.DEFAULT
   call = Call(
     B, T, H, HV, K, V, decay, run_BT is not None, dtype, compute,
-    K**-0.5 if scale is None else scale, chunk_size, precision, recompute,
+    K**-0.5 if scale is None else scale, chunk_size, precision, recompute, implementation is not None,
   )  # fmt: skip
   if initial_state is None:
     initial_state = jnp.zeros((B, HV, K, V), compute)
-  wide = [None if x is None else x.astype(compute) for x in (q, k, v, beta, log_decay, initial_state)]
-  *wide, run_BT = _same_variance(*wide, run_BT)
-  o, state = chosen(IMPLEMENTATIONS, 'delta_rule', implementation, call).run(call, *wide, run_BT)
+  operands = _same_variance(q, k, v, beta, log_decay, initial_state, run_BT)
+  o, state = chosen(IMPLEMENTATIONS, 'delta_rule', implementation, call).run(call, *operands)
   return o.astype(v.dtype), state
 
 
