@@ -48,48 +48,51 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels import tpu_forward, tpu_math
+from pallas_kernels.tpu_forward import Layout, Operands
+from pallas_kernels.tpu_math import Grid, Products
+
 Array = jax.Array
-_MASKED = -1e30  # an exponent that gives zero; minus infinity minus itself would be no number
-_OVER = {'nn': ((1,), (0,)), 'nt': ((1,), (1,)), 'tn': ((0,), (0,))}
+SUBLANES = 8  # rows of a float32 register
 
 
-def _dot(a: Array, b: Array, over: str = 'nn') -> Array:
-  """Returns the product of two matrices, one pass for bfloat16 operands and all passes for wider ones."""
-  narrow = a.dtype == jnp.bfloat16
-  return lax.dot_general(
-    a,
-    b,
-    (_OVER[over], ((), ())),
-    preferred_element_type=jnp.float32 if narrow else a.dtype,
-    precision=None if narrow else lax.Precision.HIGHEST,
-  )
+class Chunk(NamedTuple):
+  """A chunk of a group of heads, a list entry a value head; q and k repeat their key head.
+
+  q, k, do, the inverse, S and dS' are in the type of the products, v and what sums are made of in float32.
+  """
+
+  q: list[Array]
+  k: list[Array]
+  v: list[Array]
+  do: list[Array]
+  beta: list[Array]  # [C, 1]
+  inverse: list[Array]  # (I + A)^-1
+  state: list[Array]  # S
+  after: list[Array]  # dS', float32
 
 
-def _parts(x: Array) -> list[Array]:
-  """Returns three bfloat16 arrays whose sum is the float32 array `x`."""
-  parts = []
-  for _ in range(3):
-    parts.append(x.astype(jnp.bfloat16))
-    x = x - parts[-1].astype(x.dtype)
-  return parts
+class Adjoints(NamedTuple):
+  """The cotangents of a chunk in float32, a list entry a value head.
+
+  Of beta and of one log decay a head [C, 1], of a log decay a channel [C, K], of the state K x V.
+  """
+
+  q: list[Array]
+  k: list[Array]
+  v: list[Array]
+  beta: list[Array]
+  log_decay: list[Array] | None
+  state: list[Array]
 
 
-def _row_sums(x_HC: Array, chosen_CC: Array) -> Array:
-  """Returns x_HC @ chosen_CC for a matrix of zeros and ones, exact but for the order of the sum."""
-  if x_HC.dtype != jnp.float32:
-    return _dot(x_HC, chosen_CC.astype(x_HC.dtype))
-  H = x_HC.shape[0]
-  sums = _dot(jnp.concatenate(_parts(x_HC), 0), chosen_CC.astype(jnp.bfloat16))
-  return sums[:H] + sums[H : 2 * H] + sums[2 * H :]
+class Turned(NamedTuple):
+  """What the Gram matrices add to -x, y and z, and for a decay a channel to d log_decay."""
 
-
-def _column_sums(chosen_CC: Array, x_CK: Array) -> Array:
-  """Returns chosen_CC @ x_CK for a matrix of zeros and ones, exact but for the order of the sum."""
-  if x_CK.dtype != jnp.float32:
-    return _dot(chosen_CC.astype(x_CK.dtype), x_CK)
-  chosen_CC = chosen_CC.astype(jnp.bfloat16)
-  high, middle, low = (_dot(chosen_CC, part) for part in _parts(x_CK))
-  return high + middle + low
+  minus_x: list[Array]
+  y: list[Array]
+  z: list[Array]
+  log_decay: list[Array] | None = None
 
 
 def _each(function: Any, *lists: Any) -> list[Any]:
@@ -97,563 +100,525 @@ def _each(function: Any, *lists: Any) -> list[Any]:
   return [function(*values) for values in zip(*lists, strict=True)]
 
 
-class Masks(NamedTuple):
-  """What tokens of a chunk are to each other: `seen` j by i, `counted` in the running sum, and the segments' borders."""
-
-  seen_CC: Array  # i >= j, and in one segment
-  first_1C: Array | None  # the token continues the segment that the received state belongs to
-  last_1C: Array | None  # the token is in the segment that the chunk ends with
+def _wide(xs: list[Array]) -> list[Array]:
+  return [x.astype(jnp.float32) for x in xs]
 
 
-def _grid(C: int) -> tuple[Array, Array]:
-  return lax.broadcasted_iota(jnp.int32, (C, C), 0), lax.broadcasted_iota(jnp.int32, (C, C), 1)
+def _row_sums(x: Array) -> Array:
+  return jnp.sum(x, 1, keepdims=True)
 
 
-def masks(C: int, run_1C: Array | None) -> Masks:
-  """Returns the masks of a chunk; `run_1C` numbers its segments in float32, 0 for the one that reaches into it."""
-  i_CC, j_CC = _grid(C)
-  if run_1C is None:
-    return Masks(i_CC >= j_CC, None, None)
-  run_CC = jnp.broadcast_to(run_1C, (C, C))
-  return Masks((i_CC >= j_CC) & (run_CC.T == run_CC), run_1C == 0, run_1C == run_1C[:, -1:])
+def _column_sums(x: Array) -> Array:
+  return jnp.sum(x, 0, keepdims=True)
 
 
-class Gates(NamedTuple):
-  """The gates of a group, a list entry a head: columns [C, 1], or [C, K] for a decay a channel.
+def _parts(products: Products, x: Array) -> list[Array]:
+  """Returns bfloat16 arrays whose sum is `x`: 16 bits of it in two, all in three where products are exact."""
+  first, rest = tpu_math.halves(x)
+  if not products.exact:
+    return [first, rest]
+  return [first, rest, (x - first.astype(x.dtype) - rest.astype(x.dtype)).astype(jnp.bfloat16)]
 
-  `rise` is e^G where the received state is seen, `fall` e^(G_C - G) where the next state is written, `keep` e^(G_C),
-  [1, 1] or [1, K], where the received state reaches the next. Those that are one throughout are None.
+
+def _sums_by(products: Products, chosen_CC: list[Array], xs_CK: list[Array]) -> Array:
+  """Returns the sum of m @ x over the matrices m of zeros and ones and their x: one product, as long as needed."""
+  ones, parts = [], []
+  for mask_CC, x_CK in zip(chosen_CC, xs_CK, strict=True):
+    mine = _parts(products, x_CK)
+    ones += [jnp.where(mask_CC, 1.0, 0.0).astype(jnp.bfloat16)] * len(mine)
+    parts += mine
+  return Products(exact=False).dot(jnp.concatenate(ones, 1), jnp.concatenate(parts, 0))
+
+
+def _later_sums(x_HC: Array, grid: Grid) -> Array:
+  """Returns for each token of [heads, C] the sum from it to the end of its run in the chunk, in float32 throughout."""
+  parts = _parts(Products(exact=True), x_HC)
+  ones_CC = jnp.where(grid.seen, 1.0, 0.0).astype(jnp.bfloat16)
+  sums = Products(exact=False).dot(jnp.concatenate(parts, 0), ones_CC)
+  return functools.reduce(jnp.add, jnp.split(sums, len(parts)))
+
+
+def adjoints(layout: Layout, x: Chunk, log_decay: Any, run_1C: Array | None) -> Adjoints:
+  """Returns the cotangents of one chunk of a group of heads, by the equations in the head of this module.
+
+  `log_decay` is None, [heads, C] or a list of [C, K]; `run_1C` numbers the runs, 0 sees the state, None for one.
   """
+  products, scale, C = layout.products, layout.scale, layout.C
+  dot, narrow = products.dot, lambda x: x.astype(products.dtype)
+  grid = tpu_math.grid(C, run_1C)
+  q, k = _wide(x.q), _wide(x.k)
+  # Rounded here, once: the product with it and the factor that meets that product must be the same number.
+  minus_beta_k = [narrow(-beta * y) for beta, y in zip(x.beta, k, strict=True)]
+  if layout.decay == 'channel':
+    scaled = [y * tpu_math.LOG2_E for y in log_decay]
+    totals = [_sums_by(products, [grid.seen], [y]) for y in scaled]
+    gates = tpu_math.channel_gates(totals, run_1C)
+    grams: Any = _ChannelGrams.made(products, scale, grid, x, q, k, scaled, totals)
+  else:
+    gates = tpu_math.scalar_gates(log_decay, run_1C, grid, layout.heads)
+    grams = _HeadGrams(products, scale, grid, x.q, x.k, minus_beta_k, gates.decay)
+  none = [None] * len(q)
+  rise, fall, keep = (none if y is None else y for y in (gates.rise, gates.fall, gates.keep))
 
-  beta: list[Array]
-  rise: list[Array] | None
-  fall: list[Array] | None
-  keep: list[Array] | None
-  total: list[Array] | None  # G
-  total_row: list[Array] | None  # G as [1, C], for one decay a head
-
-
-def _columns(*rows_HC: Array) -> list[list[Array]]:
-  """Returns for each array the list of its rows as columns [C, 1]: one transposition for all of them."""
-  stacked = jnp.concatenate(rows_HC, 0).T
-  columns = iter([stacked[:, i : i + 1] for i in range(stacked.shape[1])])
-  return [[next(columns) for _ in range(x_HC.shape[0])] for x_HC in rows_HC]
-
-
-def gates(beta_HC: Array, log_decay: Any, mask: Masks) -> Gates:
-  """Returns the gates; `log_decay` is None, an array [heads, C] or a list of [C, K]."""
-  heads, C = beta_HC.shape
-  first, last = mask.first_1C, mask.last_1C
-
-  if log_decay is None:
-    if first is None:
-      return Gates(*_columns(beta_HC), None, None, None, None, None)
-    ones_HC = jnp.ones_like(beta_HC)
-    rise_HC, fall_HC = jnp.where(first, ones_HC, 0), jnp.where(last, ones_HC, 0)
-    beta, rise, fall = _columns(beta_HC, rise_HC, fall_HC)
-    return Gates(beta, rise, fall, [rise_HC[:1, -1:]] * heads, None, None)
-
-  if isinstance(log_decay, list):
-    total = [_column_sums(mask.seen_CC, x) for x in log_decay]
-    rise, keep = _each(jnp.exp, total), [jnp.exp(x[-1:]) for x in total]
-    fall = [jnp.exp(x[-1:] - x) for x in total]
-    if first is None:
-      return Gates(*_columns(beta_HC), rise, fall, keep, total, None)
-    sees_HC, stays_HC = (jnp.where(x, jnp.ones_like(beta_HC[:1]), 0) for x in (first, last))
-    beta, (sees,), (stays,) = _columns(beta_HC, sees_HC, stays_HC)
-    # The last token's own segment ends the chunk; elsewhere the exponent may be above zero.
-    fall = [jnp.where(stays > 0, jnp.exp(jnp.minimum(x[-1:] - x, 0.0)), 0.0) for x in total]
-    return Gates(beta, [x * sees for x in rise], fall, [x * sees[-1:] for x in keep], total, None)
-
-  total_HC = _row_sums(log_decay, mask.seen_CC.T)
-  rise_HC = jnp.exp(total_HC)
-  fall_HC = jnp.exp(total_HC[:, -1:] - total_HC)
-  if first is not None:
-    rise_HC = jnp.where(first, rise_HC, 0)
-    fall_HC = jnp.where(last, jnp.exp(jnp.minimum(total_HC[:, -1:] - total_HC, 0.0)), 0)
-  beta, rise, fall, total = _columns(beta_HC, rise_HC, fall_HC, total_HC)
-  keep = [rise_HC[h : h + 1, -1:] for h in range(heads)]
-  return Gates(beta, rise, fall, keep, total, [total_HC[h : h + 1] for h in range(heads)])
-
-
-class Operands(NamedTuple):
-  """A chunk of a group, a list entry a value head; q and k repeat their key head. S and dS' are K x V."""
-
-  q: list[Array]
-  k: list[Array]
-  v: list[Array]
-  do: list[Array]
-  inverse: list[Array]  # (I + A)^-1
-  state: list[Array]  # S
-  dafter: list[Array]  # dS'
-
-
-class Adjoints(NamedTuple):
-  """The cotangents of a chunk, a list entry a value head; those of the gates as columns, decay a channel as [C, K]."""
-
-  dq: list[Array]
-  dk: list[Array]
-  dv: list[Array]
-  dbeta: list[Array]
-  dtotal: list[Array] | None  # of G
-  dstate: list[Array]
-
-
-class Turned(NamedTuple):
-  """The Gram matrices' part of x (negated), y and z, and of dG by channel where the decay is one."""
-
-  x: list[Array]
-  y: list[Array]
-  z: list[Array]
-  dtotal: list[Array] | None
-
-
-def _narrow(like: Array) -> Any:
-  return lambda x: x.astype(like.dtype)
-
-
-def _times(x_CX: Array, factor: Array | None) -> Array:
-  return x_CX if factor is None else x_CX * factor
-
-
-def adjoints(scale: float, x: Operands, gate: Gates, mask: Masks) -> Adjoints:
-  """Returns the cotangents of one chunk of a group of heads: the equations in the head of this module."""
-  heads = len(x.q)
-  narrow = _narrow(x.k[0])
-  wide = lambda values: [y.astype(gate.beta[0].dtype) for y in values]  # noqa: E731
-  q, k, v = wide(x.q), wide(x.k), wide(x.v)
-  none = [None] * heads
-  rise, fall, keep = (none if y is None else y for y in (gate.rise, gate.fall, gate.keep))
-  minus_beta_k = [narrow(-b * y) for b, y in zip(gate.beta, k, strict=True)]
-  channel = gate.total is not None and gate.total_row is None
-
-  read_T, decays = (_channel_read if channel else _read)(scale, x, q, k, gate, mask)
-
-  # The state is read in the precision of the operands, as in the forward pass.
-  state, dafter = [narrow(y) for y in x.state], [narrow(y) for y in x.dafter]
-  q_in = [narrow(scale * y if f is None else y * (scale * f)) for y, f in zip(q, rise, strict=True)]
+  q_in = [narrow(y * (scale if f is None else scale * f)) for y, f in zip(q, rise, strict=True)]
   minus_k_in = [y if f is None else narrow(y.astype(f.dtype) * f) for y, f in zip(minus_beta_k, rise, strict=True)]
   k_out = [y if f is None else narrow(z * f) for y, z, f in zip(x.k, k, fall, strict=True)]
+  after = _each(narrow, x.after)
 
-  r = [narrow(b * y + _dot(z, s)) for b, y, z, s in zip(gate.beta, v, minus_k_in, state, strict=True)]
-  u = [narrow(_dot(t, y)) for t, y in zip(x.inverse, r, strict=True)]
+  r = [b * y + dot(z, s) for b, y, z, s in zip(x.beta, x.v, minus_k_in, x.state, strict=True)]
+  u = [narrow(dot(t, y)) for t, y in zip(x.inverse, r, strict=True)]
   du = [
-    narrow(_dot(jnp.concatenate([p, y], 1), jnp.concatenate([d, s], 0)))
-    for p, y, d, s in zip(read_T, k_out, x.do, dafter, strict=True)
+    dot(jnp.concatenate([p, y], 1), jnp.concatenate([d, s], 0))
+    for p, y, d, s in zip(grams.reads_turned(), k_out, x.do, after, strict=True)
   ]
-  dr = [_dot(t, y, 'tn') for t, y in zip(x.inverse, du, strict=True)]
-  C, K = x.k[0].shape
+  dr = [dot(t, y, 'tn') for t, y in zip(x.inverse, du, strict=True)]
   dr_do = [jnp.concatenate([narrow(y), d], 0) for y, d in zip(dr, x.do, strict=True)]
-  # Against u come the adjoints of A and P, against S those of the two reads of the state.
-  against = [_dot(y, jnp.concatenate([z, s], 0), 'nt') for y, z, s in zip(dr_do, u, state, strict=True)]
-  from_state = [y[:, C:] for y in against]
-  turned = (_channel_turned if channel else _turned)(
-    scale, x, q, k, minus_beta_k, [y[:, :C] for y in against], decays, gate, mask
-  )
-  dk_out = [_dot(y, s, 'nt') for y, s in zip(u, dafter, strict=True)]
-  x_state = [_times(y[:C], f) for y, f in zip(from_state, rise, strict=True)]
-  y_state = [y[C:] * (scale if f is None else scale * f) for y, f in zip(from_state, rise, strict=True)]
-  z_state = [_times(y, f) for y, f in zip(dk_out, fall, strict=True)]
-  add = lambda a, b: a + b  # noqa: E731
-  row, dq, column = _each(add, turned.x, x_state), _each(add, turned.y, y_state), _each(add, turned.z, z_state)
+  # Against u they are the adjoints of A and P, against S those of the two reads of the state.
+  against = [dot(y, jnp.concatenate([z, s], 0), 'nt') for y, z, s in zip(dr_do, u, x.state, strict=True)]
+  turned = grams.turned([y[:C, :C] for y in against], [y[C:, :C] for y in against])
+  minus_x_in = [y[:C, C:] if f is None else y[:C, C:] * f for y, f in zip(against, rise, strict=True)]
+  y_in = [y[C:, C:] * (scale if f is None else scale * f) for y, f in zip(against, rise, strict=True)]
+  z_out = [dot(y, s, 'nt') for y, s in zip(u, after, strict=True)]
+  z_out = [y if f is None else y * f for y, f in zip(z_out, fall, strict=True)]
+  minus_x, y, z = (_each(jnp.add, a, b) for a, b in zip(turned[:3], (minus_x_in, y_in, z_out), strict=True))
 
   dstate = [
-    _dot(jnp.concatenate([y, z], 0), jnp.concatenate([d[C:], d[:C]], 0), 'tn')
-    for y, z, d in zip(q_in, minus_k_in, dr_do, strict=True)
+    dot(jnp.concatenate([a, b], 0), jnp.concatenate([d[C:], d[:C]], 0), 'tn')
+    for a, b, d in zip(q_in, minus_k_in, dr_do, strict=True)
   ]
-  keep_K1 = [f if f is None or f.shape[1] == 1 else f.T for f in keep]
-  dstate = [y + _times(d, f) for y, d, f in zip(dstate, x.dafter, keep_K1, strict=True)]
+  dstate = [a + (d if f is None else d * f) for a, d, f in zip(dstate, x.after, keep, strict=True)]
+  dbeta = [_row_sums(a * d) - _row_sums(b * w) for a, d, b, w in zip(x.v, dr, k, minus_x, strict=True)]
+  dk = [a - beta * b for a, beta, b in zip(z, x.beta, minus_x, strict=True)]
+  dv = [beta * d for beta, d in zip(x.beta, dr, strict=True)]
+  if log_decay is None:
+    return Adjoints(y, dk, dv, dbeta, None, dstate)
 
-  sums = lambda y: jnp.sum(y, 1, keepdims=True)  # noqa: E731
-  dbeta = [sums(y * d) - sums(z * w) for y, d, z, w in zip(v, dr, k, row, strict=True)]
-  dk = [y - b * z for y, b, z in zip(column, gate.beta, row, strict=True)]
-  dv = [b * y for b, y in zip(gate.beta, dr, strict=True)]
-  if gate.total is None:
-    return Adjoints(dq, dk, dv, dbeta, None, dstate)
-
-  minus_beta_k_wide = wide(minus_beta_k)
-  last = lax.broadcasted_iota(jnp.int32, (C, 1), 0) == C - 1
-  written = _each(lambda a, b: a * b, k, z_state)
-  kept = [s.astype(d.dtype) * d for s, d in zip(x.state, x.dafter, strict=True)]
-  if channel:
-    dtotal = [
-      t + a * b + c * d - e
-      for t, a, b, c, d, e in zip(turned.dtotal, q, y_state, minus_beta_k_wide, x_state, written, strict=True)
-    ]
-    whole = [
-      jnp.sum(y, 0, keepdims=True) + f * sums(z).T for y, f, z in zip(written, keep, kept, strict=True)
-    ]
-  else:
-    dtotal = [
-      sums(a * b + c * d - e * f)
-      for a, b, c, d, e, f in zip(q, dq, minus_beta_k_wide, row, k, column, strict=True)
-    ]
-    whole = [
-      sums(jnp.sum(y, 0, keepdims=True)) + f * sums(jnp.sum(z, 0, keepdims=True))
-      for y, f, z in zip(written, keep, kept, strict=True)
-    ]
-  dtotal = [y + jnp.where(last, z, 0) for y, z in zip(dtotal, whole, strict=True)]
-  return Adjoints(dq, dk, dv, dbeta, dtotal, dstate)
-
-
-def _read(scale: float, x: Operands, q: list[Array], k: list[Array], gate: Gates, mask: Masks):
-  """Returns (P^T a head, (e^(G_i - G_j) from the diagonal down, times scale; the same below it, without scale))."""
-  C = k[0].shape[0]
-  i_CC, j_CC = _grid(C)
-  below_CC = mask.seen_CC & (i_CC > j_CC)
-  one = jnp.ones((), k[0].dtype)
-  if gate.total is None:
-    read = [jnp.where(mask.seen_CC, scale * one, 0)] * len(q)
-    below = [jnp.where(below_CC, one, 0)] * len(q)
-  else:
-    decay = [
-      jnp.exp(jnp.where(mask.seen_CC, y - z, _MASKED)) for y, z in zip(gate.total, gate.total_row, strict=True)
-    ]
-    read = [scale * y for y in decay]
-    below = [jnp.where(i_CC > j_CC, y, 0) for y in decay]
-  qk = _each(lambda a, b: _dot(a, b, 'nt'), x.q, x.k)
-  read_T = [(y * z).astype(x.k[0].dtype).T for y, z in zip(qk, read, strict=True)]
-  return read_T, (read, below)
-
-
-def _turned(scale, x: Operands, q, k, minus_beta_k, against, decays, gate, mask) -> Turned:
-  C = k[0].shape[0]
-  narrow = _narrow(x.k[0])
-  read, below = decays
-  both = [
-    jnp.concatenate([narrow(y[:C] * low), narrow(y[C:] * upto)], 0)
-    for y, low, upto in zip(against, below, read, strict=True)
+  written = _each(jnp.multiply, k, z_out)
+  kept = [s.astype(jnp.float32) * d for s, d in zip(x.state, x.after, strict=True)]
+  last_C1 = lax.broadcasted_iota(jnp.int32, (C, 1), 0) == C - 1
+  minus_beta_k_wide = _wide(minus_beta_k)
+  if layout.decay == 'channel':
+    whole = [_column_sums(a) + (_row_sums(b) * f).T for a, b, f in zip(written, kept, keep, strict=True)]
+    dtotal = [a * b + c * d - e for a, b, c, d, e in zip(q, y_in, minus_beta_k_wide, minus_x_in, written, strict=True)]
+    dtotal = [jnp.where(last_C1, a + b, a) for a, b in zip(dtotal, whole, strict=True)]
+    return Adjoints(y, dk, dv, dbeta, grams.summed(dtotal, turned.log_decay), dstate)
+  whole = [
+    _row_sums(_column_sums(a)) + _row_sums(_column_sums(b)) * f for a, b, f in zip(written, kept, keep, strict=True)
   ]
-  rows = _each(_dot, both, x.k)
-  columns = [
-    _dot(y, jnp.concatenate([b, z], 0), 'tn') for y, b, z in zip(both, minus_beta_k, x.q, strict=True)
+  dtotal = [
+    _row_sums(a * b + c * d - e * f) for a, b, c, d, e, f in zip(q, y, minus_beta_k_wide, minus_x, k, z, strict=True)
   ]
-  return Turned([y[:C] for y in rows], [y[C:] for y in rows], columns, None)
-
-
-def _channel_read(scale, x: Operands, q, k, gate: Gates, mask: Masks):
-  """Returns (P^T a head, None), by the dyadic anchors of `chunk_math`.
-
-  A factor holds q at the later half of each pair of blocks and k at the earlier one, both decayed to the anchor
-  between them: its product with itself is P below the diagonal and P^T above it, in that level's blocks.
-  """
-  C = k[0].shape[0]
-  i_CC, j_CC = _grid(C)
-  narrow = _narrow(x.k[0])
-  scaled_q = [scale * y for y in q]
-  read_T = [
-    jnp.where((i_CC == j_CC), _dot(narrow(y), z, 'nt'), 0) for y, z in zip(scaled_q, x.k, strict=True)
-  ]
-  for half in _halves(C):
-    late_CK = _late(half, k[0].shape)
-    pairs_CC = _pairs(half, C)
-    decays = [_to_anchor(y, half) for y in gate.total]
-    factors = [
-      narrow(jnp.where(late_CK, y, z) * d) for y, z, d in zip(scaled_q, k, decays, strict=True)
-    ]
-    read_T = [jnp.where(pairs_CC, _dot(y, y, 'nt'), z) for y, z in zip(factors, read_T, strict=True)]
-  upper_CC = mask.seen_CC.T
-  return [narrow(jnp.where(upper_CC, y, 0)) for y in read_T], None
-
-
-def _halves(C: int) -> list[int]:
-  return [1 << level for level in range(C.bit_length() - 1)]
-
-
-def _late(half: int, shape: tuple[int, int]) -> Array:
-  return lax.broadcasted_iota(jnp.int32, shape, 0) % (2 * half) >= half
-
-
-def _pairs(half: int, C: int) -> Array:
-  """Returns where two tokens lie in the two halves of one pair of blocks, either way round."""
-  i_CC, j_CC = _grid(C)
-  return (i_CC // (2 * half) == j_CC // (2 * half)) & (i_CC // half != j_CC // half)
-
-
-def _to_anchor(total_CK: Array, half: int) -> Array:
-  """Returns e^-|G_i - G_m| with m the last token of the earlier half block of i's pair: at most one for any decay."""
-  C, K = total_CK.shape
-  anchor = [
-    jnp.broadcast_to(total_CK[m : m + 1], (2 * half, K)) for m in range(half - 1, C, 2 * half)
-  ]
-  return jnp.exp(-jnp.abs(total_CK - jnp.concatenate(anchor, 0)))
-
-
-def _channel_turned(scale, x: Operands, q, k, minus_beta_k, against, decays, gate, mask) -> Turned:
-  C, K = k[0].shape
-  i_CC, j_CC = _grid(C)
-  narrow = _narrow(x.k[0])
-  wide = lambda y: y.astype(k[0].dtype)  # noqa: E731
-  scaled_q = [scale * y for y in q]
-  minus_beta_k = [-b * y for b, y in zip(gate.beta, k, strict=True)]
-  below_CC = mask.seen_CC & (i_CC > j_CC)
-  low = [narrow(jnp.where(below_CC, y[:C], 0)) for y in against]
-  read = [narrow(jnp.where(below_CC, y[C:], 0)) for y in against]
-  diagonal = [jnp.sum(jnp.where(i_CC == j_CC, y[C:], 0), 1, keepdims=True) for y in against]
-  row = [jnp.zeros_like(y) for y in k]
-  dq = [scale * d * y for d, y in zip(diagonal, k, strict=True)]
-  column = [d * y for d, y in zip(diagonal, scaled_q, strict=True)]
-  dtotal = [jnp.zeros_like(y) for y in k]
-  for half in _halves(C):
-    pairs_CC = _pairs(half, C)
-    decays = [_to_anchor(y, half) for y in gate.total]
-    k_to = [narrow(y * d) for y, d in zip(k, decays, strict=True)]
-    bk_to = [narrow(y * d) for y, d in zip(minus_beta_k, decays, strict=True)]
-    q_to = [narrow(y * d) for y, d in zip(scaled_q, decays, strict=True)]
-    low_pairs = [jnp.where(pairs_CC, y, 0) for y in low]
-    read_pairs = [jnp.where(pairs_CC, y, 0) for y in read]
-    from_low, from_read = _each(_dot, low_pairs, k_to), _each(_dot, read_pairs, k_to)
-    from_late = [
-      _dot(jnp.concatenate([a, b], 0), jnp.concatenate([c, d], 0), 'tn')
-      for a, b, c, d in zip(low_pairs, read_pairs, bk_to, q_to, strict=True)
-    ]
-    row = [y + d * z for y, d, z in zip(row, decays, from_low, strict=True)]
-    dq = [y + scale * (d * z) for y, d, z in zip(dq, decays, from_read, strict=True)]
-    column = [y + d * z for y, d, z in zip(column, decays, from_late, strict=True)]
-    dtotal = [
-      t + wide(a) * b + wide(c) * d - wide(e) * f
-      for t, a, b, c, d, e, f in zip(dtotal, bk_to, from_low, q_to, from_read, k_to, from_late, strict=True)
-    ]
-  return Turned(row, dq, column, dtotal)
+  dtotal = [jnp.where(last_C1, a + b, a) for a, b in zip(dtotal, whole, strict=True)]
+  return Adjoints(y, dk, dv, dbeta, dtotal, dstate)
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
-  """The sizes of a call: `heads` value heads a grid step, and `keys` key heads that they read."""
+class _HeadGrams:
+  """The Gram matrices of one decay a head, or of none: E and F are dA and dP times e^(G_i - G_j), entry by entry."""
 
-  B: int
-  N: int
-  C: int
-  H: int
-  HV: int
-  K: int
-  V: int
-  heads: int
+  products: Products
+  scale: float
+  grid: Grid
+  q: list[Array]
+  k: list[Array]
+  minus_beta_k: list[Array]
+  decay: list[Array] | None  # e^(G_i - G_j) where seen
 
-  @property
-  def group(self) -> int:
-    return self.HV // self.H
+  def _read(self, xs: list[Array]) -> list[Array]:
+    if self.decay is None:
+      return [jnp.where(self.grid.seen, self.scale * x, 0.0) for x in xs]
+    return [x * (self.scale * decay) for x, decay in zip(xs, self.decay, strict=True)]
 
-  @property
-  def keys(self) -> int:
-    return max(1, self.heads // self.group)
+  def _below(self, xs: list[Array]) -> list[Array]:
+    if self.decay is None:
+      return [jnp.where(self.grid.below, x, 0.0) for x in xs]
+    return [jnp.where(self.grid.i > self.grid.j, x * decay, 0.0) for x, decay in zip(xs, self.decay, strict=True)]
 
-  @property
-  def shares(self) -> int:
-    """How many grid steps share a key head; each writes its part of dq and dk."""
-    return max(1, self.group // self.heads)
+  def reads_turned(self) -> list[Array]:
+    """Returns P^T in the type of the products."""
+    reads = self._read([self.products.dot(q, k, 'nt') for q, k in zip(self.q, self.k, strict=True)])
+    return [x.astype(self.products.dtype).T for x in reads]
+
+  def turned(self, against_low: list[Array], against_read: list[Array]) -> Turned:
+    """Returns the sums of E and F with keys and queries; given -dA and dP before any mask."""
+    dot, C = self.products.dot, self.grid.i.shape[0]
+    both = [
+      jnp.concatenate([low, read], 0).astype(self.products.dtype)
+      for low, read in zip(self._below(against_low), self._read(against_read), strict=True)
+    ]
+    rows = _each(dot, both, self.k)
+    columns = [
+      dot(x, jnp.concatenate([b, q], 0), 'tn') for x, b, q in zip(both, self.minus_beta_k, self.q, strict=True)
+    ]
+    return Turned([x[:C] for x in rows], [x[C:] for x in rows], columns)
 
 
-def heads_a_step(H: int, HV: int, K: int, V: int, most: int = 8) -> int:
-  """Returns how many value heads one grid step takes, at most `most`.
+class _Level(NamedTuple):
+  """One size of dyadic blocks: pairs of halves of `half` tokens, a list entry a value head.
 
-  Blocks must be whole lanes of 128 or the whole array, and a step must hold whole groups or a part of one.
-
-  Raises:
-    NotImplementedError: no number of heads gives blocks that TPU kernels can address.
+  `falls` is e^-|G_i - G_m| with m the last token of the earlier half: at most one for any decay. `factors` is k in the
+  earlier half and the scaled q in the later one, times it, in the type of the products.
   """
-  group = HV // H
-  for heads in range(min(most, HV), 0, -1):
-    fits = HV % heads == 0 and (heads % group == 0 or group % heads == 0)
-    keys = max(1, heads // group)
-    shares = max(1, group // heads)
-    if fits and (heads * V % 128 == 0 or heads == HV) and (keys * K % 128 == 0 or keys == H and shares == 1):
-      return heads
-  raise NotImplementedError(f'{H} key heads of {K} and {HV} value heads of {V} do not fill lanes of 128')
+
+  half: int
+  falls: list[Array]
+  factors: list[Array]
 
 
-def delta_rule_backward(
-  q: Array,
-  k: Array,
-  v: Array,
-  beta: Array,
-  log_decay: Array | None,
-  run: Array | None,
+@dataclasses.dataclass(frozen=True)
+class _ChannelGrams:
+  """The Gram matrices of a decay a channel, by the dyadic anchors of `chunk_math`, level by level.
+
+  From halves of a register's rows up, earlier and later halves are taken apart, which moves nothing, so that no work
+  is done on rows that a level leaves out. Below, d log_decay is summed inside blocks of `SUBLANES` only.
+  """
+
+  products: Products
+  scale: float
+  grid: Grid
+  q: list[Array]  # float32, scaled
+  k: list[Array]  # float32
+  minus_beta_k: list[Array]  # float32
+  levels: list[_Level]
+
+  @classmethod
+  def made(cls, products, scale, grid, x: Chunk, q, k, log_decays, totals) -> _ChannelGrams:
+    """Returns the levels of a chunk; log decay and its running sums are in powers of two."""
+    q = [scale * y for y in q]
+    minus_beta_k = [-beta * y for beta, y in zip(x.beta, k, strict=True)]
+    levels = []
+    for half in (1 << n for n in range(grid.i.shape[0].bit_length() - 1)):
+      falls = [_falls(g, total, half) for g, total in zip(log_decays, totals, strict=True)]
+      factors = [_factor(a, b, fall, half).astype(products.dtype) for a, b, fall in zip(q, k, falls, strict=True)]
+      levels.append(_Level(half, falls, factors))
+    return cls(products, scale, grid, q, k, minus_beta_k, levels)
+
+  def _apart(self, half: int) -> bool:
+    """Returns whether halves are whole registers in the type of the products."""
+    return half * jnp.dtype(self.products.dtype).itemsize >= 4 * SUBLANES
+
+  def reads_turned(self) -> list[Array]:
+    """Returns P^T in the type of the products: a factor times itself holds it where an earlier token meets a later."""
+    dot, grid = self.products.dot, self.grid
+    reads = [jnp.where(grid.i == grid.j, _row_sums(q * k), 0.0) for q, k in zip(self.q, self.k, strict=True)]
+    for half, _, factors in self.levels:
+      if self._apart(half):
+        met = _met(grid, half, late=False)
+        new = [dot(_early(x, half), x, 'nt') for x in factors]
+        reads = [
+          _whole(jnp.where(met, x, _early(old, half)), _late(old, half), half)
+          for x, old in zip(new, reads, strict=True)
+        ]
+      else:
+        met = _pairs(grid, half).T
+        reads = [jnp.where(met, dot(x, x, 'nt'), old) for x, old in zip(factors, reads, strict=True)]
+    return [jnp.where(grid.seen.T, x, 0.0).astype(self.products.dtype) for x in reads]
+
+  def turned(self, against_low: list[Array], against_read: list[Array]) -> Turned:
+    """Returns the sums of E and F with keys and queries; given -dA and dP before any mask.
+
+    Its `log_decay` holds, a head, what is summed over the chunk and what over blocks of `SUBLANES` tokens.
+    """
+    grid, dtype = self.grid, self.products.dtype
+    diagonals = [_row_sums(jnp.where(grid.i == grid.j, x, 0.0)) for x in against_read]
+    below = [[jnp.where(grid.below, x, 0.0).astype(dtype) for x in xs] for xs in (against_low, against_read)]
+    matrices = list(zip(*below, *([x.T for x in xs] for xs in below), strict=True))
+    zeros = [jnp.zeros_like(x) for x in self.k]
+    sums = Turned(zeros, zeros, zeros, None)
+    for level in (level for level in self.levels if level.half < SUBLANES):
+      sums = self._near(level, matrices, sums)
+    near = [
+      q * y + b * x - k * z
+      for q, y, b, x, k, z in zip(self.q, sums.y, self.minus_beta_k, sums.minus_x, self.k, sums.z, strict=True)
+    ]
+    y = [y + d * k for y, d, k in zip(sums.y, diagonals, self.k, strict=True)]
+    z = [z + d * q for z, d, q in zip(sums.z, diagonals, self.q, strict=True)]
+    sums = Turned(sums.minus_x, y, z, zeros)
+    for level in (level for level in self.levels if level.half >= SUBLANES):
+      sums = self._far(level, matrices, sums)
+    return Turned(sums.minus_x, [self.scale * y for y in sums.y], sums.z, list(zip(sums.log_decay, near, strict=True)))
+
+  def _near(self, level: _Level, matrices, sums: Turned) -> Turned:
+    half, falls, factors = level
+    dot, dtype, C = self.products.dot, self.products.dtype, self.grid.i.shape[0]
+    met = _pairs(self.grid, half)
+    b_late = [(b * fall).astype(dtype) for b, fall in zip(self.minus_beta_k, falls, strict=True)]
+    rows = [
+      dot(jnp.concatenate([jnp.where(met, x, 0) for x in (low, read)], 0), factor)
+      for (low, read, _, _), factor in zip(matrices, factors, strict=True)
+    ]
+    columns = [
+      dot(jnp.concatenate([jnp.where(met.T, x, 0) for x in (low, read)], 1), jnp.concatenate([b, factor], 0))
+      for (_, _, low, read), b, factor in zip(matrices, b_late, factors, strict=True)
+    ]
+    return Turned(
+      [old + fall * x[:C] for old, fall, x in zip(sums.minus_x, falls, rows, strict=True)],
+      [old + fall * x[C:] for old, fall, x in zip(sums.y, falls, rows, strict=True)],
+      [old + fall * x for old, fall, x in zip(sums.z, falls, columns, strict=True)],
+    )
+
+  def _far(self, level: _Level, matrices, sums: Turned) -> Turned:
+    half, falls, factors = level
+    grid, dot, dtype = self.grid, self.products.dot, self.products.dtype
+    C = grid.i.shape[0]
+    early, late, whole = (functools.partial(f, half=half) for f in (_early, _late, _whole))
+    b_late = [late(b) * late(fall) for b, fall in zip(self.minus_beta_k, falls, strict=True)]
+    if self._apart(half):
+      met_late, met_early = _met(grid, half, late=True), _met(grid, half, late=False)
+      b_late = [b.astype(dtype) for b in b_late]
+      b_all = [whole(b, b) for b in b_late]
+      rows = [
+        dot(jnp.concatenate([jnp.where(met_late, late(x), 0) for x in (low, read)], 0), factor)
+        for (low, read, _, _), factor in zip(matrices, factors, strict=True)
+      ]
+      columns = [
+        dot(jnp.concatenate([jnp.where(met_early, early(x), 0) for x in (low, read)], 1), jnp.concatenate([b, factor]))
+        for (_, _, low, read), b, factor in zip(matrices, b_all, factors, strict=True)
+      ]
+      from_low, from_read = [x[: C // 2] for x in rows], [x[C // 2 :] for x in rows]
+    else:
+      met = _pairs(grid, half)
+      b_all = [whole(b, b).astype(dtype) for b in b_late]
+      b_late = [late(b) for b in _wide(b_all)]
+      rows = [
+        dot(jnp.concatenate([jnp.where(met, x, 0) for x in (low, read)], 0), factor)
+        for (low, read, _, _), factor in zip(matrices, factors, strict=True)
+      ]
+      columns = [
+        dot(jnp.concatenate([jnp.where(met.T, x, 0) for x in (low, read)], 1), jnp.concatenate([b, factor]))
+        for (_, _, low, read), b, factor in zip(matrices, b_all, factors, strict=True)
+      ]
+      columns = [early(x) for x in columns]
+      from_low, from_read = [late(x[:C]) for x in rows], [late(x[C:]) for x in rows]
+      factors = _wide(factors)
+    factor_early, factor_late = _wide([early(x) for x in factors]), _wide([late(x) for x in factors])
+    b_late = _wide(b_late)
+
+    def add_late(olds, news):
+      return [whole(early(old), late(old) + late(fall) * x) for old, fall, x in zip(olds, falls, news, strict=True)]
+
+    z = [whole(early(old) + early(fall) * x, late(old)) for old, fall, x in zip(sums.z, falls, columns, strict=True)]
+    log_decay = [
+      whole(early(old) - fe * c, late(old) + b * xl + fl * xr)
+      for old, fe, fl, b, xl, xr, c in zip(
+        sums.log_decay, factor_early, factor_late, b_late, from_low, from_read, columns, strict=True
+      )
+    ]
+    return Turned(add_late(sums.minus_x, from_low), add_late(sums.y, from_read), z, log_decay)
+
+  def summed(self, dtotals: list[Array], parts: list[tuple[Array, Array]]) -> list[Array]:
+    """Returns d log_decay: sums over later tokens, of what the levels left near inside its blocks."""
+    later, near = self.grid.seen.T, self.grid.seen.T & self.grid.same_block(SUBLANES)
+    return [
+      _sums_by(self.products, [later, near], [a + far, close]) for a, (far, close) in zip(dtotals, parts, strict=True)
+    ]
+
+
+def _falls(log_decay_CK: Array, total_CK: Array, half: int) -> Array:
+  """Returns 2^-|G_i - G_m|, m the last token of the earlier half of i's pair of blocks."""
+  C, K = total_CK.shape
+  if half == 1:  # the earlier token is its own anchor; the later one is a single log decay away
+    return jnp.where(_is_late(half, total_CK.shape), jnp.exp2(log_decay_CK), 1.0)
+  if half < SUBLANES:
+    tiles = total_CK.reshape(C // SUBLANES, SUBLANES, K)
+    anchor = jnp.broadcast_to(tiles[:, half - 1 : half], tiles.shape)
+    for start in range(2 * half, SUBLANES, 2 * half):
+      later = lax.broadcasted_iota(jnp.int32, tiles.shape, 1) >= start
+      anchor = jnp.where(later, tiles[:, start + half - 1 : start + half], anchor)
+  else:
+    tiles = total_CK.reshape(C // (2 * half), 2 * half, K)
+    anchor = tiles[:, half - 1 : half]
+  return jnp.exp2(-jnp.abs(tiles - anchor)).reshape(C, K)
+
+
+def _factor(q_CK: Array, k_CK: Array, fall_CK: Array, half: int) -> Array:
+  """Returns k in earlier halves and q in later ones, times `fall_CK`."""
+  if half < SUBLANES:
+    return jnp.where(_is_late(half, q_CK.shape), q_CK, k_CK) * fall_CK
+  return _whole(_early(k_CK, half) * _early(fall_CK, half), _late(q_CK, half) * _late(fall_CK, half), half)
+
+
+def _is_late(half: int, shape: tuple[int, ...]) -> Array:
+  return lax.broadcasted_iota(jnp.int32, shape, 0) % (2 * half) >= half
+
+
+def _pairs(grid: Grid, half: int) -> Array:
+  """Returns where token i lies in the later and token j in the earlier half of one pair of blocks, [C, C]."""
+  return grid.same_block(2 * half) & (grid.i % (2 * half) >= half) & (grid.j % (2 * half) < half)
+
+
+def _met(grid: Grid, half: int, late: bool) -> Array:
+  """Returns the same for the later (or earlier) halves' rows alone, with the tokens of the other half, [C / 2, C]."""
+  C = grid.i.shape[0]
+  row, j = (lax.broadcasted_iota(jnp.int32, (C // 2, C), axis) for axis in (0, 1))
+  return (row // half == j // (2 * half)) & ((j % (2 * half) < half) == late)
+
+
+def _early(x: Array, half: int) -> Array:
+  """Returns the rows of the earlier half of each pair of blocks, [C / 2, ...] of [C, ...]."""
+  return x.reshape(-1, 2, half, x.shape[1])[:, 0].reshape(-1, x.shape[1])
+
+
+def _late(x: Array, half: int) -> Array:
+  return x.reshape(-1, 2, half, x.shape[1])[:, 1].reshape(-1, x.shape[1])
+
+
+def _whole(early: Array, late: Array, half: int) -> Array:
+  """Returns [C, ...] of its earlier and its later halves."""
+  halves = [x.reshape(-1, 1, half, x.shape[1]) for x in (early, late)]
+  return jnp.concatenate(halves, 1).reshape(-1, early.shape[1])
+
+
+def backward(
+  layout: Layout,
+  operands: Operands,
   inverse: Array,
   states: Array,
   do: Array,
   dlast: Array,
   *,
-  scale: float,
-  heads: int | None = None,
   interpret: Any = False,
-) -> tuple[Array, Array, Array, Array, Array | None, Array]:
-  """Returns the cotangents (dq, dk, dv, dbeta, dlog_decay, dinitial) of the chunked delta rule, by one kernel.
+) -> Operands:
+  """Returns the cotangents of `operands` (None of `run`), by one kernel that sweeps from the last chunk to the first.
 
-  T is N chunks of C tokens. dq, dk and dv come in the type of the operands and their layout, the rest in float32; dq
-  and dk are summed over the value heads that share a key head. Operands of bfloat16 are multiplied in one pass, those
-  of float32 with all passes.
+  dq, dk and dv come in the type of their operands, the rest in float32; dq and dk are summed over the value heads that
+  read a key head.
 
   Args:
-    q, k: [B, T, H * K].
-    v: [B, T, HV * V].
-    beta: [B, HV, T], float32.
-    log_decay: None, [B, HV, T] or [B, T, HV * K], float32.
-    run: [B, T], how many segments began up to a token, 0 while the initial state is seen; None for one segment.
-    inverse: [B, HV, N, C, C], (I + A)^-1 of each chunk, in the type of the operands.
-    states: [B, HV, N, K, V], the state that each chunk receives.
+    layout: the sizes that the forward kernel was called with.
+    operands: as the forward kernel takes them.
+    inverse: [B, HV, N, C, C], (I + A)^-1 of each chunk, in the type of the products.
+    states: [B, HV, N, K, V], the state that each chunk receives, likewise.
     do: [B, T, HV * V], the cotangent of the output.
     dlast: [B, HV, K, V], the cotangent of the final state, float32.
-    scale: of the reads.
-    heads: value heads a grid step; chosen from the sizes if None.
     interpret: what `pl.pallas_call` takes, to run on CPU.
-
-  Raises:
-    NotImplementedError: sizes that fill no lanes.
   """
-  B, HV, N, K, V = states.shape
-  C = inverse.shape[-1]
-  H = q.shape[-1] // K
-  size = Sizes(B, N, C, H, HV, K, V, heads or heads_a_step(H, HV, K, V))
-  decay = 'none' if log_decay is None else 'scalar' if log_decay.shape == beta.shape else 'channel'
-  by_head, f32 = _by_head(size), jnp.float32
+  B, N, C, HV, K = layout.B, layout.N, layout.C, layout.HV, layout.K
 
-  operands = {
-    'q': (q, _tokens(size, size.keys * K, shared=True)),
-    'k': (k, _tokens(size, size.keys * K, shared=True)),
-    'v': (v, _tokens(size, size.heads * V)),
-    'do': (do, _tokens(size, size.heads * V)),
-    'beta': (_rows(size, beta), _row_block(size)),
-    'inverse': (inverse, by_head(C, C)),
-    'states': (states, by_head(K, V)),
-    'dlast': (dlast, pl.BlockSpec((1, size.heads, K, V), lambda b, h, n: (b, h, 0, 0))),
+  def chunk(n):
+    return N - 1 - n
+
+  given = tpu_forward.blocks(layout, operands, chunk)
+  inputs = dict(zip(Operands._fields, zip(given.arrays, given.specs, strict=True), strict=True))
+  del inputs['state']
+  inverse_spec, states_spec = tpu_forward.residual_specs(layout, chunk)
+  inputs |= {
+    'inverse': (inverse, inverse_spec),
+    'states': (states, states_spec),
+    'do': (do, given.specs.v),
+    'dlast': (dlast, tpu_forward.state_spec(layout)),
   }
-  if decay == 'scalar':
-    operands['log_decay'] = (_rows(size, log_decay), _row_block(size))
-  if decay == 'channel':
-    operands['log_decay'] = (log_decay, _tokens(size, size.heads * K))
-  if run is not None:
-    operands['run'] = (_relative_runs(size, run), pl.BlockSpec((1, 1, 1, C), lambda b, h, n: (b, N - 1 - n, 0, 0)))
+  inputs = {name: pair for name, pair in inputs.items() if pair[0] is not None}
 
-  part = q.dtype if size.shares == 1 else f32
-  dkeys = jax.ShapeDtypeStruct((B, N * C, H * size.shares * K), part)
-  gate_rows = jax.ShapeDtypeStruct((B, HV // size.heads, N, size.heads, C), f32)
-  results = {
-    'dq': (dkeys, _tokens(size, size.keys * K)),
-    'dk': (dkeys, _tokens(size, size.keys * K)),
-    'dv': (jax.ShapeDtypeStruct(v.shape, v.dtype), _tokens(size, size.heads * V)),
-    'dbeta': (gate_rows, _row_block(size)),
-    'dinitial': (jax.ShapeDtypeStruct((B, HV, K, V), f32), operands['dlast'][1]),
+  result = functools.partial(tpu_forward.varying_like, operands.v)
+  # Where a group of value heads takes several steps, each step writes its own part of dq and dk.
+  shares = HV // layout.heads * layout.key_heads // layout.H
+  keys = result((B, N * C, layout.H * shares * K), operands.q.dtype if shares == 1 else jnp.float32)
+  keys_spec = pl.BlockSpec((1, C, layout.key_heads * K), lambda b, h, n: (b, chunk(n), h))
+  outputs = {
+    'q': (keys, keys_spec),
+    'k': (keys, keys_spec),
+    'v': (result(operands.v.shape, operands.v.dtype), given.specs.v),
+    'beta': (result(given.arrays.beta.shape, jnp.float32), given.specs.beta),
+    'log_decay': (None, None),
+    'state': (result(dlast.shape, jnp.float32), tpu_forward.state_spec(layout)),
   }
-  if decay == 'scalar':
-    results['dlog_decay'] = (gate_rows, _row_block(size))
-  if decay == 'channel':
-    results['dlog_decay'] = (jax.ShapeDtypeStruct(log_decay.shape, f32), _tokens(size, size.heads * K))
+  if operands.log_decay is not None:
+    outputs['log_decay'] = (result(given.arrays.log_decay.shape, jnp.float32), given.specs.log_decay)
+  outputs = {name: pair for name, pair in outputs.items() if pair[0] is not None}
 
-  outputs = pl.pallas_call(
-    functools.partial(_kernel, size, scale, decay, tuple(operands), tuple(results)),
-    grid=(B, HV // size.heads, N),
-    in_specs=[spec for _, spec in operands.values()],
-    out_specs=[spec for _, spec in results.values()],
-    out_shape=[shape for shape, _ in results.values()],
-    scratch_shapes=[pltpu.VMEM((size.heads, K, V), f32)],
+  kinds = [layout.decay] + ['packed'] * layout.segments + ['grouped'] * (layout.HV > layout.H)
+  found = pl.pallas_call(
+    functools.partial(_kernel, layout, tuple(inputs), tuple(outputs)),
+    grid=(B, HV // layout.heads, N),
+    in_specs=[spec for _, spec in inputs.values()],
+    out_specs=[spec for _, spec in outputs.values()],
+    out_shape=[shape for shape, _ in outputs.values()],
+    scratch_shapes=[pltpu.VMEM((layout.heads, K, layout.V), jnp.float32)],
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=('parallel', 'parallel', 'arbitrary'), vmem_limit_bytes=64 * 2**20
+      dimension_semantics=('parallel', 'parallel', 'arbitrary'), vmem_limit_bytes=layout.vmem_bytes
     ),
-    name=f'delta_rule_backward_{decay}',
     interpret=interpret,
-  )(*(x for x, _ in operands.values()))
-  got = dict(zip(results, outputs, strict=True))
-  dq, dk = (_summed(size, got[name]).astype(q.dtype) for name in ('dq', 'dk'))
-  dlog_decay = got.get('dlog_decay')
-  if decay == 'scalar':
-    dlog_decay = _unrowed(size, dlog_decay)
-  return dq, dk, got['dv'], _unrowed(size, got['dbeta']), dlog_decay, got['dinitial']
+    name='delta_rule_backward_' + '_'.join(kinds),
+  )(*(array for array, _ in inputs.values()))
+  got = dict(zip(outputs, found, strict=True))
+
+  def added(x):
+    return x if shares == 1 else x.reshape(B, N * C, layout.H, shares, K).sum(3).reshape(operands.q.shape)
+
+  def unrowed(x):
+    return x.swapaxes(2, 3).reshape(B, HV, N * C)
+
+  log_decay = unrowed(got['log_decay']) if layout.decay == 'scalar' else got.get('log_decay')
+  return Operands(
+    added(got['q']).astype(operands.q.dtype),
+    added(got['k']).astype(operands.k.dtype),
+    got['v'],
+    unrowed(got['beta']),
+    log_decay,
+    got['state'],
+    None,
+  )
 
 
-def _tokens(size: Sizes, lanes: int, shared: bool = False) -> pl.BlockSpec:
-  """Returns the block of one chunk of [B, T, heads * lanes], chunks from the last to the first."""
-  share = size.shares if shared else 1
-  return pl.BlockSpec((1, size.C, lanes), lambda b, h, n: (b, size.N - 1 - n, h // share))
+def _kernel(layout: Layout, names_in: tuple[str, ...], names_out: tuple[str, ...], *refs) -> None:
+  """One grid step: from blocks to blocks; the scratch holds the cotangent of the state after the chunk."""
+  ins = dict(zip(names_in, refs, strict=False))
+  outs = dict(zip(names_out, refs[len(names_in) : -1], strict=True))
+  after, n = refs[-1], pl.program_id(2)
 
-
-def _by_head(size: Sizes) -> Any:
-  def block(rows: int, columns: int) -> pl.BlockSpec:
-    return pl.BlockSpec((1, size.heads, 1, rows, columns), lambda b, h, n: (b, h, size.N - 1 - n, 0, 0))
-
-  return block
-
-
-def _rows(size: Sizes, x_BHT: Array) -> Array:
-  """Returns [B, groups, N, heads, C] of [B, HV, T]: any chunk and any number of heads is then a whole block."""
-  return x_BHT.reshape(size.B, -1, size.heads, size.N, size.C).swapaxes(2, 3)
-
-
-def _unrowed(size: Sizes, x: Array) -> Array:
-  return x.swapaxes(2, 3).reshape(size.B, size.HV, -1)
-
-
-def _row_block(size: Sizes) -> pl.BlockSpec:
-  return pl.BlockSpec((1, 1, 1, size.heads, size.C), lambda b, h, n: (b, h, size.N - 1 - n, 0, 0))
-
-
-def _relative_runs(size: Sizes, run_BT: Array) -> Array:
-  """Returns [B, N, 1, C]: the number of segments begun since the token before the chunk."""
-  run_BNC = run_BT.reshape(size.B, size.N, size.C)
-  before_BN = jnp.pad(run_BNC[:, :-1, -1], [(0, 0), (1, 0)])
-  return (run_BNC - before_BN[..., None]).astype(jnp.float32)[:, :, None]
-
-
-def _summed(size: Sizes, x: Array) -> Array:
-  """Returns the sum over the grid steps that share a key head."""
-  if size.shares == 1:
-    return x
-  B, T, _ = x.shape
-  return x.reshape(B, T, size.H, size.shares, size.K).sum(3).reshape(B, T, -1)
-
-
-def _kernel(size: Sizes, scale: float, decay: str, names_in, names_out, *refs) -> None:
-  """Takes one chunk of a group of heads; the scratch holds the cotangent of the state after it."""
-  inputs, outputs = refs[: len(names_in)], refs[len(names_in) : -1]
-  ref = dict(zip(names_in, inputs, strict=True)) | dict(zip(names_out, outputs, strict=True))
-  dstate_ref = refs[-1]
-
-  @pl.when(pl.program_id(2) == 0)
+  @pl.when(n == 0)
   def _():
-    dstate_ref[...] = ref['dlast'][0]
+    after[...] = ins['dlast'][0]
 
-  def heads(name: str, count: int, lanes: int) -> list[Array]:
-    return [ref[name][0, :, h * lanes : (h + 1) * lanes] for h in range(count)]
+  K, V, heads, groups = layout.K, layout.V, range(layout.heads), layout.groups
+  dtype = layout.products.dtype
 
-  HV, K, V = size.heads, size.K, size.V
-  mask = masks(size.C, ref['run'][0, 0] if 'run' in ref else None)
+  def slices(name, count):
+    return tpu_forward.head_slices(ins[name][0], count)
+
+  q, k = ([x.astype(dtype) for x in slices(name, layout.key_heads) for _ in range(groups)] for name in 'qk')
+  (beta,) = tpu_math.columns(ins['beta'][0, 0, 0])
   log_decay = None
-  if decay == 'scalar':
-    log_decay = ref['log_decay'][0, 0, 0]
-  if decay == 'channel':
-    log_decay = heads('log_decay', HV, K)
-  gate = gates(ref['beta'][0, 0, 0], log_decay, mask)
-  per_key = HV // size.keys
-  q, k = ([x for x in heads(name, size.keys, K) for _ in range(per_key)] for name in ('q', 'k'))
+  if layout.decay == 'scalar':
+    log_decay = ins['log_decay'][0, 0, 0]
+  elif layout.decay == 'channel':
+    log_decay = slices('log_decay', layout.heads)
   got = adjoints(
-    scale,
-    Operands(
+    layout,
+    Chunk(
       q,
       k,
-      heads('v', HV, V),
-      heads('do', HV, V),
-      [ref['inverse'][0, h, 0] for h in range(HV)],
-      [ref['states'][0, h, 0] for h in range(HV)],
-      [dstate_ref[h] for h in range(HV)],
+      _wide(slices('v', layout.heads)),
+      [x.astype(dtype) for x in slices('do', layout.heads)],
+      beta,
+      [ins['inverse'][0, h, 0] for h in heads],
+      [ins['states'][0, h, 0] for h in heads],
+      [after[h] for h in heads],
     ),
-    gate,
-    mask,
+    log_decay,
+    ins['run'][0, 0] if 'run' in ins else None,
   )
-  for h in range(HV):
-    dstate_ref[h] = got.dstate[h]
-    ref['dv'][0, :, h * V : (h + 1) * V] = got.dv[h].astype(ref['dv'].dtype)
-  for name, parts in (('dq', got.dq), ('dk', got.dk)):
-    for h in range(size.keys):
-      total = functools.reduce(jnp.add, parts[h * per_key : (h + 1) * per_key])
-      ref[name][0, :, h * K : (h + 1) * K] = total.astype(ref[name].dtype)
-  ref['dbeta'][0, 0, 0] = jnp.concatenate(got.dbeta, 1).T
-  if decay == 'scalar':
-    ref['dlog_decay'][0, 0, 0] = _row_sums(jnp.concatenate(got.dtotal, 1).T, mask.seen_CC)
-  if decay == 'channel':
-    later_CC = mask.seen_CC.T
-    for h in range(HV):
-      ref['dlog_decay'][0, :, h * K : (h + 1) * K] = _column_sums(later_CC, got.dtotal[h])
+  for h in heads:
+    after[h] = got.state[h]
+    outs['v'][0, :, h * V : (h + 1) * V] = got.v[h].astype(outs['v'].dtype)
+  for name, parts in (('q', got.q), ('k', got.k)):
+    for h in range(layout.key_heads):
+      shared = functools.reduce(jnp.add, parts[h * groups : (h + 1) * groups])
+      outs[name][0, :, h * K : (h + 1) * K] = shared.astype(outs[name].dtype)
+  outs['beta'][0, 0, 0] = _rows(got.beta)
+  if layout.decay == 'scalar':
+    run_1C = ins['run'][0, 0] if 'run' in ins else None
+    outs['log_decay'][0, 0, 0] = _later_sums(_rows(got.log_decay), tpu_math.grid(layout.C, run_1C))
+  elif layout.decay == 'channel':
+    for h in heads:
+      outs['log_decay'][0, :, h * K : (h + 1) * K] = got.log_decay[h]
 
-  @pl.when(pl.program_id(2) == size.N - 1)
+  @pl.when(n == layout.N - 1)
   def _():
-    ref['dinitial'][0] = dstate_ref[...]
+    outs['state'][0] = after[...]
+
+
+def _rows(columns: list[Array]) -> Array:
+  """Returns [heads, C] of a list of [C, 1]."""
+  return jnp.concatenate(columns, 1).T

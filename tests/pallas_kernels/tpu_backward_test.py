@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import specs, tpu_backward
+from pallas_kernels import specs, tpu_backward, tpu_forward
 from tests.pallas_kernels import draws
 
 Spec = specs.Spec
-GATES = ('beta', 'log_decay')
+QUICK = {'xla_backend_optimization_level': 0}  # a program that runs once: half the time to compile
 
 
 def lanes(x_BTHD):
@@ -51,7 +51,16 @@ def residuals(drawn, runs_BT, C):
   return np.stack(inverses, 2), np.stack(states, 2)
 
 
-def gradients(drawn, segment_ids, seed_o, seed_state, C, dtype=jnp.float32, **options):
+def layout_of(drawn, C, segments, dtype, heads=None):
+  """Returns the layout of operands whose T is a multiple of C; all heads in one step unless told."""
+  (B, T, HV, V), (H, K) = drawn['v'].shape, drawn['k'].shape[2:]
+  decay = {2: 'none', 3: 'scalar', 4: 'channel'}[drawn.get('log_decay', np.zeros((1, 1))).ndim]
+  return tpu_forward.Layout(
+    B, T // C, C, H, HV, K, V, heads or HV, decay, bool(segments), K**-0.5, dtype == jnp.float32
+  )
+
+
+def gradients(drawn, segment_ids, seed_o, seed_state, C, dtype=jnp.float32, heads=None, interpret=True):
   """Returns the gradients by each operand as `draws.outputs_and_gradients` does, from float64 arrays, by the kernel."""
   T, pad = seed_o.shape[1], -seed_o.shape[1] % C
 
@@ -63,23 +72,25 @@ def gradients(drawn, segment_ids, seed_o, seed_state, C, dtype=jnp.float32, **op
   if segment_ids is not None:
     runs_BT = padded(np.cumsum(np.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0, 1), mode='edge')
   inverse, states = residuals(x, runs_BT, C)
-  q, k, v, do = (lanes(y).astype(dtype) for y in (x['q'], x['k'], x['v'], padded(seed_o)))
+  layout = layout_of(x, C, runs_BT.any(), dtype, heads)
   log_decay = x.get('log_decay')
   if log_decay is not None:
-    log_decay = by_head(log_decay) if log_decay.ndim == 3 else lanes(log_decay)
-  call = functools.partial(
-    tpu_backward.delta_rule_backward, scale=drawn['q'].shape[-1] ** -0.5, **{'interpret': True, **options}
-  )
-  dq, dk, dv, dbeta, dlog_decay, dinitial = jax.jit(call)(
-    q, k, v, by_head(x['beta']), log_decay, None if segment_ids is None else jnp.asarray(runs_BT, jnp.int32),
-    jnp.asarray(inverse, dtype), jnp.asarray(states, dtype), do, jnp.asarray(seed_state, jnp.float32),
+    log_decay = lanes(log_decay) if layout.decay == 'channel' else by_head(log_decay)
+  q, k, v, do = (lanes(y).astype(dtype) for y in (x['q'], x['k'], x['v'], padded(seed_o)))
+  operands = tpu_forward.Operands(
+    q, k, v, by_head(x['beta']), log_decay, jnp.asarray(x['initial_state'], jnp.float32),
+    jnp.asarray(runs_BT, jnp.int32) if layout.segments else None,
   )  # fmt: skip
-  assert dq.dtype == dk.dtype == dv.dtype == dtype
-  got = {'q': dq, 'k': dk, 'v': dv, 'beta': dbeta.swapaxes(1, 2)}
+  call = jax.jit(functools.partial(tpu_backward.backward, layout, interpret=interpret), compiler_options=QUICK)
+  found = call(
+    operands, jnp.asarray(inverse, dtype), jnp.asarray(states, dtype), do, jnp.asarray(seed_state, 'float32')
+  )
+  assert found.q.dtype == found.k.dtype == found.v.dtype == dtype
+  got = {'q': found.q, 'k': found.k, 'v': found.v, 'beta': found.beta.swapaxes(1, 2)}
   if log_decay is not None:
-    got['log_decay'] = dlog_decay if x['log_decay'].ndim == 4 else dlog_decay.swapaxes(1, 2)
+    got['log_decay'] = found.log_decay if layout.decay == 'channel' else found.log_decay.swapaxes(1, 2)
   got = {name: y.reshape(x[name].shape)[:, :T] for name, y in got.items()}
-  return got | {'initial_state': dinitial}
+  return got | {'initial_state': found.state}
 
 
 def both(spec, C, dtype=jnp.float32, change=lambda drawn: drawn, segment_ids=None, **options):
@@ -104,8 +115,8 @@ def cosine(a, b):
 
 
 @pytest.mark.parametrize('decay', ['none', 'scalar', 'channel'])
-def test_the_adjoints_of_a_chunk_are_exact_in_float64(decay):
-  """The algebra by itself, no kernel and no rounding: two value heads on one key, two documents."""
+def test_the_adjoints_of_a_chunk_are_those_of_the_recurrence(decay):
+  """The algebra by itself, on values: two value heads on one key, two documents."""
   spec = Spec(1, 16, 1, 2, 4, 8, decay, boundary=0.15)
   drawn, ids = draws.operands(spec)
   seeds = draws.seeds(spec)
@@ -114,33 +125,35 @@ def test_the_adjoints_of_a_chunk_are_exact_in_float64(decay):
   want = draws.truth(drawn, ids, seeds)
   inverse, states = residuals(drawn, runs_BT, spec.T)
   heads = range(spec.HV)
-  with jax.enable_x64(True):
-    x = jax.tree.map(jnp.asarray, drawn)
-    mask = tpu_backward.masks(spec.T, jnp.asarray(runs_BT, jnp.float64))
-    log_decay = x.get('log_decay')
-    if decay == 'scalar':
-      log_decay = log_decay[0].T
-    if decay == 'channel':
-      log_decay = [log_decay[0, :, h] for h in heads]
-    operands = tpu_backward.Operands(
-      *([x[name][0, :, 0] for _ in heads] for name in 'qk'),
-      *([jnp.asarray(y)[0, :, h] for h in heads] for y in (x['v'], seeds[0])),
-      *([jnp.asarray(y)[0, h, 0] for h in heads] for y in (inverse, states)),
-      [jnp.asarray(seeds[1])[0, h] for h in heads],
-    )
-    found = tpu_backward.adjoints(spec.K**-0.5, operands, tpu_backward.gates(x['beta'][0].T, log_decay, mask), mask)
-    got = {
-      'q': sum(found.dq)[None, :, None],
-      'k': sum(found.dk)[None, :, None],
-      'v': jnp.stack(found.dv, 1)[None],
-      'beta': jnp.stack(found.dbeta, 1)[None, ..., 0],
-      'initial_state': jnp.stack(found.dstate)[None],
-    }
-    if decay != 'none':
-      got['log_decay'] = jnp.einsum('ij,ihk->jhk', mask.seen_CC, jnp.stack(found.dtotal, 1))[None]
-      got['log_decay'] = got['log_decay'].reshape(want['log_decay'].shape)
+  x = draws.narrowed(drawn)
+  log_decay = x.get('log_decay')
+  if decay == 'scalar':
+    log_decay = log_decay[0].T
+  if decay == 'channel':
+    log_decay = [log_decay[0, :, h] for h in heads]
+  chunk = tpu_backward.Chunk(
+    *([x[name][0, :, 0] for _ in heads] for name in 'qk'),
+    *([jnp.asarray(y, 'float32')[0, :, h] for h in heads] for y in (x['v'], seeds[0], x['beta'][..., None])),
+    *([jnp.asarray(y, 'float32')[0, h, 0] for h in heads] for y in (inverse, states, seeds[1][:, :, None])),
+  )
+  layout = layout_of(drawn, spec.T, True, jnp.float32)
+  found = jax.jit(functools.partial(tpu_backward.adjoints, layout), compiler_options=QUICK)(
+    chunk, log_decay, jnp.asarray(runs_BT, jnp.float32)
+  )
+  got = {
+    'q': sum(found.q)[None, :, None],
+    'k': sum(found.k)[None, :, None],
+    'v': jnp.stack(found.v, 1)[None],
+    'beta': jnp.stack(found.beta, 1)[None, ..., 0],
+    'initial_state': jnp.stack(found.state)[None],
+  }
+  if decay == 'scalar':  # the kernel sums it for all heads at once
+    later_TT = np.tri(spec.T) * (runs_BT.T == runs_BT)
+    got['log_decay'] = np.einsum('ij,ihk->jh', later_TT, np.stack(found.log_decay, 1))[None]
+  if decay == 'channel':
+    got['log_decay'] = jnp.stack(found.log_decay, 1)[None]
   for name in got:
-    assert draws.error(got[name], want[name]) < 1e-13, name
+    assert draws.error(got[name], want[name]) < 3e-6, name
 
 
 DEFAULT = ('plain', 'packed_scalar', 'grouped_channel', 'packed_channel', 'forgets_channels_at_once', 'half_masked')
@@ -218,15 +231,6 @@ def test_heads_may_be_taken_in_any_number_a_step(HV, H, heads):
   """A group of value heads in one step, several groups in one, or a group over several steps."""
   spec = Spec(1, 20, H, HV, 8, 8, 'scalar')
   draws.assert_close(*both(spec, 16, heads=heads), specs.FLOAT32)
-
-
-def test_heads_a_step_fill_lanes():
-  assert tpu_backward.heads_a_step(16, 16, 128, 128) == 8
-  assert tpu_backward.heads_a_step(16, 16, 32, 32) == 8
-  assert tpu_backward.heads_a_step(2, 6, 64, 64) == 6
-  assert tpu_backward.heads_a_step(1, 64, 128, 128) == 8
-  with pytest.raises(NotImplementedError, match='3 key heads of 60 and 9 value heads of 60'):
-    tpu_backward.heads_a_step(3, 9, 60, 60)
 
 
 def test_no_two_steps_race_and_scratch_that_begins_as_nan_is_written_first():
