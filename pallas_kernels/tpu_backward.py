@@ -17,8 +17,8 @@ the adjoints of one chunk follow from do and dS' by reading these lines backward
     dS = e^(G_C) dS' + (scale e^G q)^T do - (beta e^G k)^T dr
     dv = beta dr
 
-since u = (I + A)^-1 r gives dA = -(I + A)^-T du u^T: the adjoint of the inverse is one outer product of vectors that are
-needed anyway. With E = dA * e^(G_i - G_j) and F = scale dP * e^(G_i - G_j) (entry by entry, for one decay a head), the
+since u = (I + A)^-1 r gives dA = -(I + A)^-T du u^T: the adjoint of the inverse is one outer product of vectors that
+are needed anyway. With E = dA * e^(G_i - G_j) and F = scale dP * e^(G_i - G_j) (entry by entry, for one decay a head), the
 keys meet three sums, by their role:
 
     x = E k - e^G (dr S^T)                  as the row of A and of beta e^G k, without its factor beta
@@ -153,7 +153,7 @@ def adjoints(layout: Layout, x: Chunk, log_decay: Any, run_1C: Array | None) -> 
     scaled = [y * tpu_math.LOG2_E for y in log_decay]
     totals = [_sums_by(products, [grid.seen], [y]) for y in scaled]
     gates = tpu_math.channel_gates(totals, run_1C)
-    grams: Any = _ChannelGrams.made(products, scale, grid, x, q, k, scaled, totals)
+    grams: Any = _ChannelGrams.made(products, scale, grid, layout.segments, x, q, k, scaled, totals)
   else:
     gates = tpu_math.scalar_gates(log_decay, run_1C, grid, layout.heads)
     grams = _HeadGrams(products, scale, grid, x.q, x.k, minus_beta_k, gates.decay)
@@ -276,13 +276,14 @@ class _ChannelGrams:
   products: Products
   scale: float
   grid: Grid
+  later: Array  # where j sees i: what `grid.seen` is turned
   q: list[Array]  # float32, scaled
   k: list[Array]  # float32
   minus_beta_k: list[Array]  # float32
   levels: list[_Level]
 
   @classmethod
-  def made(cls, products, scale, grid, x: Chunk, q, k, log_decays, totals) -> _ChannelGrams:
+  def made(cls, products, scale, grid, segments: bool, x: Chunk, q, k, log_decays, totals) -> _ChannelGrams:
     """Returns the levels of a chunk; log decay and its running sums are in powers of two."""
     q = [scale * y for y in q]
     minus_beta_k = [-beta * y for beta, y in zip(x.beta, k, strict=True)]
@@ -291,7 +292,7 @@ class _ChannelGrams:
       falls = [_falls(g, total, half) for g, total in zip(log_decays, totals, strict=True)]
       factors = [_factor(a, b, fall, half).astype(products.dtype) for a, b, fall in zip(q, k, falls, strict=True)]
       levels.append(_Level(half, falls, factors))
-    return cls(products, scale, grid, q, k, minus_beta_k, levels)
+    return cls(products, scale, grid, _later(grid, segments), q, k, minus_beta_k, levels)
 
   def _apart(self, half: int) -> bool:
     """Returns whether halves are whole registers in the type of the products."""
@@ -310,9 +311,9 @@ class _ChannelGrams:
           for x, old in zip(new, reads, strict=True)
         ]
       else:
-        met = _pairs(grid, half).T
+        met = _pairs(half, grid.j, grid.i)
         reads = [jnp.where(met, dot(x, x, 'nt'), old) for x, old in zip(factors, reads, strict=True)]
-    return [jnp.where(grid.seen.T, x, 0.0).astype(self.products.dtype) for x in reads]
+    return [jnp.where(self.later, x, 0.0).astype(self.products.dtype) for x in reads]
 
   def turned(self, against_low: list[Array], against_read: list[Array]) -> Turned:
     """Returns the sums of E and F with keys and queries; given -dA and dP before any mask.
@@ -341,14 +342,14 @@ class _ChannelGrams:
   def _near(self, level: _Level, matrices, sums: Turned) -> Turned:
     half, falls, factors = level
     dot, dtype, C = self.products.dot, self.products.dtype, self.grid.i.shape[0]
-    met = _pairs(self.grid, half)
+    met, turned = _pairs(half, self.grid.i, self.grid.j), _pairs(half, self.grid.j, self.grid.i)
     b_late = [(b * fall).astype(dtype) for b, fall in zip(self.minus_beta_k, falls, strict=True)]
     rows = [
       dot(jnp.concatenate([jnp.where(met, x, 0) for x in (low, read)], 0), factor)
       for (low, read, _, _), factor in zip(matrices, factors, strict=True)
     ]
     columns = [
-      dot(jnp.concatenate([jnp.where(met.T, x, 0) for x in (low, read)], 1), jnp.concatenate([b, factor], 0))
+      dot(jnp.concatenate([jnp.where(turned, x, 0) for x in (low, read)], 1), jnp.concatenate([b, factor], 0))
       for (_, _, low, read), b, factor in zip(matrices, b_late, factors, strict=True)
     ]
     return Turned(
@@ -377,7 +378,7 @@ class _ChannelGrams:
       ]
       from_low, from_read = [x[: C // 2] for x in rows], [x[C // 2 :] for x in rows]
     else:
-      met = _pairs(grid, half)
+      met, turned = _pairs(half, grid.i, grid.j), _pairs(half, grid.j, grid.i)
       b_all = [whole(b, b).astype(dtype) for b in b_late]
       b_late = [late(b) for b in _wide(b_all)]
       rows = [
@@ -385,7 +386,7 @@ class _ChannelGrams:
         for (low, read, _, _), factor in zip(matrices, factors, strict=True)
       ]
       columns = [
-        dot(jnp.concatenate([jnp.where(met.T, x, 0) for x in (low, read)], 1), jnp.concatenate([b, factor]))
+        dot(jnp.concatenate([jnp.where(turned, x, 0) for x in (low, read)], 1), jnp.concatenate([b, factor]))
         for (_, _, low, read), b, factor in zip(matrices, b_all, factors, strict=True)
       ]
       columns = [early(x) for x in columns]
@@ -408,10 +409,16 @@ class _ChannelGrams:
 
   def summed(self, dtotals: list[Array], parts: list[tuple[Array, Array]]) -> list[Array]:
     """Returns d log_decay: sums over later tokens, of what the levels left near inside its blocks."""
-    later, near = self.grid.seen.T, self.grid.seen.T & self.grid.same_block(SUBLANES)
+    later, near = self.later, self.later & self.grid.same_block(SUBLANES)
     return [
       _sums_by(self.products, [later, near], [a + far, close]) for a, (far, close) in zip(dtotals, parts, strict=True)
     ]
+
+
+def _later(grid: Grid, segments: bool) -> Array:
+  if not segments:
+    return grid.i <= grid.j
+  return jnp.where(grid.seen, 1.0, 0.0).T > 0  # masks themselves cannot be transposed
 
 
 def _falls(log_decay_CK: Array, total_CK: Array, half: int) -> Array:
@@ -442,9 +449,9 @@ def _is_late(half: int, shape: tuple[int, ...]) -> Array:
   return lax.broadcasted_iota(jnp.int32, shape, 0) % (2 * half) >= half
 
 
-def _pairs(grid: Grid, half: int) -> Array:
-  """Returns where token i lies in the later and token j in the earlier half of one pair of blocks, [C, C]."""
-  return grid.same_block(2 * half) & (grid.i % (2 * half) >= half) & (grid.j % (2 * half) < half)
+def _pairs(half: int, i: Array, j: Array) -> Array:
+  """Returns where token i lies in the later and token j in the earlier half of one pair of blocks."""
+  return (i // (2 * half) == j // (2 * half)) & (i % (2 * half) >= half) & (j % (2 * half) < half)
 
 
 def _met(grid: Grid, half: int, late: bool) -> Array:
