@@ -162,7 +162,8 @@ def prepared(layout: Layout, q_CK: Array, k_CK: Array, beta_HC: Array, log_decay
   else:
     gates = tpu_math.scalar_gates(log_decay, run_1C, grid, layout.heads)
     kks, reads = tpu_math.decayed_grams(*tpu_math.grams(products, qs, ks), gates.decay, grid, groups)
-  lowers = [kk * beta for kk, beta in zip(kks, betas, strict=True)]
+  identity = grid.identity()
+  lowers = [jnp.where(grid.below, kk * beta, identity) for kk, beta in zip(kks, betas, strict=True)]
   return Chunk(every_q, every_k, betas, gates, lowers, reads)
 
 
@@ -175,7 +176,7 @@ class Outputs(NamedTuple):
   states: Any = None
 
 
-def _kernel(layout: Layout, ins: Operands, outs: Outputs, state) -> None:
+def _kernel(layout: Layout, ins: Operands, outs: Outputs, state, scratch) -> None:
   """One grid step: from blocks to blocks, the state carried in VMEM."""
   n = pl.program_id(2)
 
@@ -188,7 +189,7 @@ def _kernel(layout: Layout, ins: Operands, outs: Outputs, state) -> None:
   log_decay = None if ins.log_decay is None else ins.log_decay[(0,) * (len(ins.log_decay.shape) - 2)]
   chunk = prepared(layout, ins.q[0], ins.k[0], ins.beta[0, 0, 0], log_decay, run_1C)
   grid = tpu_math.grid(layout.C, None)
-  inverses = tpu_math.unit_lower_inverses(products, chunk.lower, grid)
+  inverses = tpu_math.unit_lower_inverses(products, chunk.lower, grid, scratch)
   received = [state[h] for h in range(layout.heads)]
   vs = head_slices(ins.v[0], layout.heads)
   done = tpu_math.applied(products, chunk.q, chunk.k, vs, chunk.beta, chunk.gates, inverses, chunk.read, received)
@@ -230,8 +231,8 @@ def forward(
 
   def kernel(*refs):
     ins = dict(zip(present, refs, strict=False))
-    outs, state = refs[len(present) : -1], refs[-1]
-    _kernel(layout, Operands(*map(ins.get, range(len(Operands._fields)))), Outputs(*outs), state)
+    *outs, state, scratch = refs[len(present) :]
+    _kernel(layout, Operands(*map(ins.get, range(len(Operands._fields)))), Outputs(*outs), state, scratch)
 
   kinds = [layout.decay] + ['packed'] * layout.segments + ['grouped'] * (layout.HV > layout.H)
   return pl.pallas_call(
@@ -240,7 +241,7 @@ def forward(
     in_specs=[given.specs[n] for n in present],
     out_specs=out_specs,
     out_shape=out_shapes,
-    scratch_shapes=[pltpu.VMEM((layout.heads, K, V), jnp.float32)],
+    scratch_shapes=[pltpu.VMEM((layout.heads, K, V), jnp.float32), pltpu.VMEM((C, tpu_math.LANES), jnp.float32)],
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'parallel', 'arbitrary'), vmem_limit_bytes=layout.vmem_bytes
     ),

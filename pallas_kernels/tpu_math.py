@@ -11,14 +11,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 Array = jax.Array
 LOG2_E = math.log2(math.e)
+LANES = 128
+BLOCK = 16  # rows of a diagonal block that is inverted on vectors
 NEVER = -1e30  # an exponent whose power is zero; minus infinity would make NaN of its differences
 
 
@@ -188,9 +192,9 @@ def decayed_grams(
   Value head h reads key head h // groups.
   """
   if decays_CC is None:
-    kks = [jnp.where(grid.below, x, 0.0) for x in kks_CC for _ in range(groups)]
+    kks = [x for x in kks_CC for _ in range(groups)]
     return kks, [jnp.where(grid.seen, x, 0.0) for x in qks_CC for _ in range(groups)]
-  kks = [jnp.where(grid.below, kks_CC[h // groups] * decay, 0.0) for h, decay in enumerate(decays_CC)]
+  kks = [kks_CC[h // groups] * decay for h, decay in enumerate(decays_CC)]
   return kks, [qks_CC[h // groups] * decay for h, decay in enumerate(decays_CC)]
 
 
@@ -227,33 +231,86 @@ def _anchor(total_CK: Array, block: int) -> Array:
   return jnp.concatenate([jnp.broadcast_to(x, (block, K)) for x in at], 0)
 
 
-def unit_lower_inverses(products: Products, lowers_CC: Sequence[Array], grid: Grid) -> list[Array]:
-  """Returns (I + L)^-1 for each strictly lower L [C, C] in float32, C at least 16.
+def unit_lower_inverses(products: Products, units_CC: Sequence[Array], grid: Grid, scratch: Any) -> list[Array]:
+  """Returns the inverse of each unit lower triangular I + L [C, C], in float32.
 
-  Blocks of 16 rows by (I + N)(I + N^2)(I + N^4)(I + N^8) with N = -L inside the block, of which N^16 is zero; then
-  pairs of blocks are merged, X <- X - X L X with L what lies between the two. Powers of the whole matrix are never
-  formed. Of bfloat16 products one Newton step, X <- X + X (I - (I + L) X), takes the rounding back: its residual is
-  made in three passes.
+  Blocks of 16 rows by substitution; pairs of blocks are merged, X <- X (I - L X) with L what lies between the two. Powers
+  of L are never formed: they grow like binomials where keys repeat. Of bfloat16 products one Newton step takes the
+  rounding back, T <- X (2 I - (I + L) X): of I + L both halves are met, and X is what bfloat16 holds.
+
+  Args:
+    products: how to multiply.
+    units_CC: float32.
+    grid: of the chunk.
+    scratch: VMEM of [C, 128] in float32.
   """
+  dot, dtype = products.dot, products.dtype
   C = grid.i.shape[0]
-  dot, fine_dot, dtype = products.dot, products.fine_dot, products.dtype
   identity = grid.identity()
-  inside = grid.same_block(16)
-  powers = [jnp.where(inside, -x, 0.0).astype(dtype) for x in lowers_CC]
-  inverses = [identity + x.astype(jnp.float32) for x in powers]
-  for _ in range(3):
-    powers = [dot(x, x).astype(dtype) for x in powers]
-    inverses = [x + dot(x, power) for x, power in zip(inverses, powers, strict=True)]
-  block = 16
-  while block < C:
+  inverses = [x.astype(dtype) for x in _diagonal_inverses(units_CC, scratch)]
+  parts = [halves(x) for x in units_CC]
+  leading = units_CC if products.exact else [x for x, _ in parts]
+  block = BLOCK
+  last = C if products.exact else C // 2
+  while block < last:
     between = grid.same_block(2 * block) & ~grid.same_block(block)
-    steps = [dot(jnp.where(between, x, 0.0), inverse) for x, inverse in zip(lowers_CC, inverses, strict=True)]
-    inverses = [inverse - dot(inverse, step) for inverse, step in zip(inverses, steps, strict=True)]
+    steps = [dot(jnp.where(between, x, 0.0), inverse) for x, inverse in zip(leading, inverses, strict=True)]
+    inverses = [
+      dot(inverse, identity - step).astype(dtype) for inverse, step in zip(inverses, steps, strict=True)
+    ]
     block *= 2
   if products.exact:
     return inverses
-  residuals = [identity - x - fine_dot(lower, x) for lower, x in zip(lowers_CC, inverses, strict=True)]
-  return [x + dot(x, residual) for x, residual in zip(inverses, residuals, strict=True)]
+  both = [dot(jnp.concatenate(x, 0), inverse) for x, inverse in zip(parts, inverses, strict=True)]
+  return [
+    dot(inverse, (2 * identity - x[:C]) - x[C:]) for x, inverse in zip(both, inverses, strict=True)
+  ]
+
+
+def _diagonal_inverses(lowers_CC: Sequence[Array], scratch: Any) -> list[Array]:
+  """Returns (I + L)^-1 for what L is inside its diagonal blocks of 16 rows, zero elsewhere.
+
+  All blocks of up to eight heads go through one substitution on vectors: row i of every block lies in one [C / 16, 128],
+  lane 16 h + c for column c of head h. `scratch` turns rows of a block into rows of that.
+  """
+  C = lowers_CC[0].shape[0]
+  lane = lax.broadcasted_iota(jnp.int32, (BLOCK, LANES), 1)
+  starts = range(0, C, BLOCK)
+  for start in starts:
+    packed = jnp.zeros((BLOCK, LANES), jnp.float32)
+    for h, lower in enumerate(lowers_CC):
+      rows = _lanes(lower[start : start + BLOCK], start, h * BLOCK)
+      packed = jnp.where(lane // BLOCK == h, rows, packed)
+    scratch[start : start + BLOCK] = packed
+  N = len(starts)
+  column = lax.broadcasted_iota(jnp.int32, (N, LANES), 1)
+  rows = [scratch[pl.ds(i, N, stride=BLOCK)] for i in range(BLOCK)]
+  inverses = [jnp.where(column % BLOCK == i, 1.0, 0.0) for i in range(BLOCK)]
+  for j in range(BLOCK - 1):
+    spread = column // BLOCK * BLOCK + j
+    for i in range(j + 1, BLOCK):
+      entry = jnp.take_along_axis(rows[i], spread, 1, mode='promise_in_bounds')
+      inverses[i] = inverses[i] - entry * inverses[j]
+  for i in range(BLOCK):
+    scratch[pl.ds(i, N, stride=BLOCK)] = inverses[i]
+  lane = lane[:, :C]
+  return [
+    jnp.concatenate(
+      [
+        jnp.where(lane // BLOCK == start // BLOCK, _lanes(scratch[start : start + BLOCK], h * BLOCK, start)[:, :C], 0.0)
+        for start in starts
+      ],
+      0,
+    )
+    for h in range(len(lowers_CC))
+  ]
+
+
+def _lanes(x: Array, origin: int, target: int) -> Array:
+  """Returns [rows, 128] whose lane `target` holds lane `origin` of `x`, and so on around."""
+  if x.shape[1] < LANES:
+    x = jnp.pad(x, [(0, 0), (0, LANES - x.shape[1])])
+  return x if origin == target else pltpu.roll(x, (target - origin) % LANES, 1)
 
 
 class Applied(NamedTuple):
