@@ -18,8 +18,8 @@ the adjoints of one chunk follow from do and dS' by reading these lines backward
     dv = beta dr
 
 since u = (I + A)^-1 r gives dA = -(I + A)^-T du u^T: the adjoint of the inverse is one outer product of vectors that
-are needed anyway. With E = dA * e^(G_i - G_j) and F = scale dP * e^(G_i - G_j) (entry by entry, for one decay a head), the
-keys meet three sums, by their role:
+are needed anyway. With E = dA * e^(G_i - G_j) and F = scale dP * e^(G_i - G_j) (entry by entry, for one decay a
+head), the keys meet three sums, by their role:
 
     x = E k - e^G (dr S^T)                  as the row of A and of beta e^G k, without its factor beta
     y = F k + scale e^G (do S^T)            dq
@@ -289,7 +289,7 @@ class _ChannelGrams:
     minus_beta_k = [-beta * y for beta, y in zip(x.beta, k, strict=True)]
     levels = []
     for half in (1 << n for n in range(grid.i.shape[0].bit_length() - 1)):
-      falls = [_falls(g, total, half) for g, total in zip(log_decays, totals, strict=True)]
+      falls = [_falls(g, total, half, segments) for g, total in zip(log_decays, totals, strict=True)]
       factors = [_factor(a, b, fall, half).astype(products.dtype) for a, b, fall in zip(q, k, falls, strict=True)]
       levels.append(_Level(half, falls, factors))
     return cls(products, scale, grid, _later(grid, segments), q, k, minus_beta_k, levels)
@@ -421,21 +421,25 @@ def _later(grid: Grid, segments: bool) -> Array:
   return jnp.where(grid.seen, 1.0, 0.0).T > 0  # masks themselves cannot be transposed
 
 
-def _falls(log_decay_CK: Array, total_CK: Array, half: int) -> Array:
+def _falls(log_decay_CK: Array, total_CK: Array, half: int, segments: bool) -> Array:
   """Returns 2^-|G_i - G_m|, m the last token of the earlier half of i's pair of blocks."""
   C, K = total_CK.shape
   if half == 1:  # the earlier token is its own anchor; the later one is a single log decay away
     return jnp.where(_is_late(half, total_CK.shape), jnp.exp2(log_decay_CK), 1.0)
   if half < SUBLANES:
     tiles = total_CK.reshape(C // SUBLANES, SUBLANES, K)
+    row = lax.broadcasted_iota(jnp.int32, (1, SUBLANES, K), 1)
     anchor = jnp.broadcast_to(tiles[:, half - 1 : half], tiles.shape)
     for start in range(2 * half, SUBLANES, 2 * half):
-      later = lax.broadcasted_iota(jnp.int32, tiles.shape, 1) >= start
-      anchor = jnp.where(later, tiles[:, start + half - 1 : start + half], anchor)
+      anchor = jnp.where(row >= start, tiles[:, start + half - 1 : start + half], anchor)
+    gap = (tiles - anchor) * jnp.where(row % (2 * half) >= half, 1.0, -1.0)
   else:
-    tiles = total_CK.reshape(C // (2 * half), 2 * half, K)
-    anchor = tiles[:, half - 1 : half]
-  return jnp.exp2(-jnp.abs(tiles - anchor)).reshape(C, K)
+    tiles = total_CK.reshape(C // (2 * half), 2, half, K)
+    anchor = tiles[:, :1, half - 1 :]
+    gap = jnp.concatenate([anchor - tiles[:, :1], tiles[:, 1:] - anchor], 1)
+  if segments:  # sums begin anew with a segment: only tokens of the anchor's own lie below it
+    gap = jnp.minimum(gap, 0.0)
+  return jnp.exp2(gap).reshape(C, K)
 
 
 def _factor(q_CK: Array, k_CK: Array, fall_CK: Array, half: int) -> Array:
