@@ -257,12 +257,14 @@ class _Level(NamedTuple):
   """One size of dyadic blocks: pairs of halves of `half` tokens, a list entry a value head.
 
   `falls` is e^-|G_i - G_m| with m the last token of the earlier half: at most one for any decay. `factors` is k in the
-  earlier half and the scaled q in the later one, times it, in the type of the products.
+  earlier half and the scaled q in the later one, times it, in the type of the products; `writes` is -beta k times it,
+  needed in the later half.
   """
 
   half: int
   falls: list[Array]
   factors: list[Array]
+  writes: list[Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,7 +293,8 @@ class _ChannelGrams:
     for half in (1 << n for n in range(grid.i.shape[0].bit_length() - 1)):
       falls = [_falls(g, total, half, segments) for g, total in zip(log_decays, totals, strict=True)]
       factors = [_factor(a, b, fall, half).astype(products.dtype) for a, b, fall in zip(q, k, falls, strict=True)]
-      levels.append(_Level(half, falls, factors))
+      writes = [_written(b, fall, half).astype(products.dtype) for b, fall in zip(minus_beta_k, falls, strict=True)]
+      levels.append(_Level(half, falls, factors, writes))
     return cls(products, scale, grid, _later(grid, segments), q, k, minus_beta_k, levels)
 
   def _apart(self, half: int) -> bool:
@@ -302,7 +305,7 @@ class _ChannelGrams:
     """Returns P^T in the type of the products: a factor times itself holds it where an earlier token meets a later."""
     dot, grid = self.products.dot, self.grid
     reads = [jnp.where(grid.i == grid.j, _row_sums(q * k), 0.0) for q, k in zip(self.q, self.k, strict=True)]
-    for half, _, factors in self.levels:
+    for half, _, factors, _ in self.levels:
       if self._apart(half):
         met = _met(grid, half, late=False)
         new = [dot(_early(x, half), x, 'nt') for x in factors]
@@ -340,17 +343,16 @@ class _ChannelGrams:
     return Turned(sums.minus_x, [self.scale * y for y in sums.y], sums.z, list(zip(sums.log_decay, near, strict=True)))
 
   def _near(self, level: _Level, matrices, sums: Turned) -> Turned:
-    half, falls, factors = level
-    dot, dtype, C = self.products.dot, self.products.dtype, self.grid.i.shape[0]
+    half, falls, factors, writes = level
+    dot, C = self.products.dot, self.grid.i.shape[0]
     met, turned = _pairs(half, self.grid.i, self.grid.j), _pairs(half, self.grid.j, self.grid.i)
-    b_late = [(b * fall).astype(dtype) for b, fall in zip(self.minus_beta_k, falls, strict=True)]
     rows = [
       dot(jnp.concatenate([jnp.where(met, x, 0) for x in (low, read)], 0), factor)
       for (low, read, _, _), factor in zip(matrices, factors, strict=True)
     ]
     columns = [
       dot(jnp.concatenate([jnp.where(turned, x, 0) for x in (low, read)], 1), jnp.concatenate([b, factor], 0))
-      for (_, _, low, read), b, factor in zip(matrices, b_late, factors, strict=True)
+      for (_, _, low, read), b, factor in zip(matrices, writes, factors, strict=True)
     ]
     return Turned(
       [old + fall * x[:C] for old, fall, x in zip(sums.minus_x, falls, rows, strict=True)],
@@ -359,41 +361,36 @@ class _ChannelGrams:
     )
 
   def _far(self, level: _Level, matrices, sums: Turned) -> Turned:
-    half, falls, factors = level
-    grid, dot, dtype = self.grid, self.products.dot, self.products.dtype
+    half, falls, factors, writes = level
+    grid, dot = self.grid, self.products.dot
     C = grid.i.shape[0]
     early, late, whole = (functools.partial(f, half=half) for f in (_early, _late, _whole))
-    b_late = [late(b) * late(fall) for b, fall in zip(self.minus_beta_k, falls, strict=True)]
     if self._apart(half):
       met_late, met_early = _met(grid, half, late=True), _met(grid, half, late=False)
-      b_late = [b.astype(dtype) for b in b_late]
-      b_all = [whole(b, b) for b in b_late]
       rows = [
         dot(jnp.concatenate([jnp.where(met_late, late(x), 0) for x in (low, read)], 0), factor)
         for (low, read, _, _), factor in zip(matrices, factors, strict=True)
       ]
       columns = [
         dot(jnp.concatenate([jnp.where(met_early, early(x), 0) for x in (low, read)], 1), jnp.concatenate([b, factor]))
-        for (_, _, low, read), b, factor in zip(matrices, b_all, factors, strict=True)
+        for (_, _, low, read), b, factor in zip(matrices, writes, factors, strict=True)
       ]
       from_low, from_read = [x[: C // 2] for x in rows], [x[C // 2 :] for x in rows]
     else:
       met, turned = _pairs(half, grid.i, grid.j), _pairs(half, grid.j, grid.i)
-      b_all = [whole(b, b).astype(dtype) for b in b_late]
-      b_late = [late(b) for b in _wide(b_all)]
       rows = [
         dot(jnp.concatenate([jnp.where(met, x, 0) for x in (low, read)], 0), factor)
         for (low, read, _, _), factor in zip(matrices, factors, strict=True)
       ]
       columns = [
         dot(jnp.concatenate([jnp.where(turned, x, 0) for x in (low, read)], 1), jnp.concatenate([b, factor]))
-        for (_, _, low, read), b, factor in zip(matrices, b_all, factors, strict=True)
+        for (_, _, low, read), b, factor in zip(matrices, writes, factors, strict=True)
       ]
       columns = [early(x) for x in columns]
       from_low, from_read = [late(x[:C]) for x in rows], [late(x[C:]) for x in rows]
-      factors = _wide(factors)
+      factors, writes = _wide(factors), _wide(writes)
     factor_early, factor_late = _wide([early(x) for x in factors]), _wide([late(x) for x in factors])
-    b_late = _wide(b_late)
+    b_late = _wide([late(x) for x in writes])
 
     def add_late(olds, news):
       return [whole(early(old), late(old) + late(fall) * x) for old, fall, x in zip(olds, falls, news, strict=True)]
@@ -447,6 +444,14 @@ def _factor(q_CK: Array, k_CK: Array, fall_CK: Array, half: int) -> Array:
   if half < SUBLANES:
     return jnp.where(_is_late(half, q_CK.shape), q_CK, k_CK) * fall_CK
   return _whole(_early(k_CK, half) * _early(fall_CK, half), _late(q_CK, half) * _late(fall_CK, half), half)
+
+
+def _written(b_CK: Array, fall_CK: Array, half: int) -> Array:
+  """Returns b times `fall_CK` in later halves; what stands in the others is met by zeros."""
+  if half < SUBLANES:
+    return b_CK * fall_CK
+  late = _late(b_CK, half) * _late(fall_CK, half)
+  return _whole(late, late, half)
 
 
 def _is_late(half: int, shape: tuple[int, ...]) -> Array:
