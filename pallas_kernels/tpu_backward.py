@@ -146,6 +146,7 @@ def adjoints(layout: Layout, x: Chunk, log_decay: Any, run_1C: Array | None) -> 
   products, scale, C = layout.products, layout.scale, layout.C
   dot, narrow = products.dot, lambda x: x.astype(products.dtype)
   grid = tpu_math.grid(C, run_1C)
+  later = _later(grid, layout.segments)
   q, k = _wide(x.q), _wide(x.k)
   # Rounded here, once: the product with it and the factor that meets that product must be the same number.
   minus_beta_k = [narrow(-beta * y) for beta, y in zip(x.beta, k, strict=True)]
@@ -153,10 +154,10 @@ def adjoints(layout: Layout, x: Chunk, log_decay: Any, run_1C: Array | None) -> 
     scaled = [y * tpu_math.LOG2_E for y in log_decay]
     totals = [_sums_by(products, [grid.seen], [y]) for y in scaled]
     gates = tpu_math.channel_gates(totals, run_1C)
-    grams: Any = _ChannelGrams.made(products, scale, grid, layout.segments, x, q, k, scaled, totals)
+    grams: Any = _ChannelGrams.made(products, scale, grid, later, layout.segments, x, q, k, scaled, totals)
   else:
     gates = tpu_math.scalar_gates(log_decay, run_1C, grid, layout.heads)
-    grams = _HeadGrams(products, scale, grid, x.q, x.k, minus_beta_k, gates.decay)
+    grams = _HeadGrams(products, scale, grid, later, x.q, x.k, minus_beta_k, gates.decay)
   none = [None] * len(q)
   rise, fall, keep = (none if y is None else y for y in (gates.rise, gates.fall, gates.keep))
 
@@ -219,6 +220,7 @@ class _HeadGrams:
   products: Products
   scale: float
   grid: Grid
+  later: Array  # where j sees i: what `grid.seen` is turned
   q: list[Array]
   k: list[Array]
   minus_beta_k: list[Array]
@@ -235,9 +237,13 @@ class _HeadGrams:
     return [jnp.where(self.grid.i > self.grid.j, x * decay, 0.0) for x, decay in zip(xs, self.decay, strict=True)]
 
   def reads_turned(self) -> list[Array]:
-    """Returns P^T in the type of the products."""
-    reads = self._read([self.products.dot(q, k, 'nt') for q, k in zip(self.q, self.k, strict=True)])
-    return [x.astype(self.products.dtype).T for x in reads]
+    """Returns P^T in the type of the products; to turn the decay costs less than to turn P."""
+    turned = [self.products.dot(k, q, 'nt') for q, k in zip(self.q, self.k, strict=True)]
+    if self.decay is None:
+      turned = [jnp.where(self.later, self.scale * x, 0.0) for x in turned]
+    else:
+      turned = [x * (self.scale * decay.T) for x, decay in zip(turned, self.decay, strict=True)]
+    return [x.astype(self.products.dtype) for x in turned]
 
   def turned(self, against_low: list[Array], against_read: list[Array]) -> Turned:
     """Returns the sums of E and F with keys and queries; given -dA and dP before any mask."""
@@ -285,7 +291,7 @@ class _ChannelGrams:
   levels: list[_Level]
 
   @classmethod
-  def made(cls, products, scale, grid, segments: bool, x: Chunk, q, k, log_decays, totals) -> _ChannelGrams:
+  def made(cls, products, scale, grid, later, segments: bool, x: Chunk, q, k, log_decays, totals) -> _ChannelGrams:
     """Returns the levels of a chunk; log decay and its running sums are in powers of two."""
     q = [scale * y for y in q]
     minus_beta_k = [-beta * y for beta, y in zip(x.beta, k, strict=True)]
@@ -295,7 +301,7 @@ class _ChannelGrams:
       factors = [_factor(a, b, fall, half).astype(products.dtype) for a, b, fall in zip(q, k, falls, strict=True)]
       writes = [_written(b, fall, half).astype(products.dtype) for b, fall in zip(minus_beta_k, falls, strict=True)]
       levels.append(_Level(half, falls, factors, writes))
-    return cls(products, scale, grid, _later(grid, segments), q, k, minus_beta_k, levels)
+    return cls(products, scale, grid, later, q, k, minus_beta_k, levels)
 
   def _apart(self, half: int) -> bool:
     """Returns whether halves are whole registers in the type of the products."""
