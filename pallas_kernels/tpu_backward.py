@@ -66,7 +66,7 @@ class Chunk(NamedTuple):
   k: list[Array]
   v: list[Array]
   do: list[Array]
-  beta: list[Array]  # [C, 1]
+  beta: list[Array]  # by `across`
   inverse: list[Array]  # (I + A)^-1
   state: list[Array]  # S
   after: list[Array]  # dS', float32
@@ -102,6 +102,20 @@ def _each(function: Any, *lists: Any) -> list[Any]:
 
 def _wide(xs: list[Array]) -> list[Array]:
   return [x.astype(jnp.float32) for x in xs]
+
+
+def _times(x_CX: Array, factor: Array | None) -> Array:
+  """Returns the rows of `x_CX` times their factors: [C, X] or wider, None for one."""
+  return x_CX if factor is None else x_CX * factor[:, : x_CX.shape[1]]
+
+
+def across(layout: Layout, rows_HC: Array) -> list[Array]:
+  """Returns each row of [heads, C] as a column that is repeated over as many lanes as any operand has.
+
+  To turn a repeated row takes half the work that it takes to repeat a turned one.
+  """
+  lanes = max(layout.C, layout.K, layout.V)
+  return [jnp.broadcast_to(rows_HC[h : h + 1], (lanes, layout.C)).T for h in range(rows_HC.shape[0])]
 
 
 def _row_sums(x: Array) -> Array:
@@ -149,24 +163,26 @@ def adjoints(layout: Layout, x: Chunk, log_decay: Any, run_1C: Array | None) -> 
   later = _later(grid, layout.segments)
   q, k = _wide(x.q), _wide(x.k)
   # Rounded here, once: the product with it and the factor that meets that product must be the same number.
-  minus_beta_k = [narrow(-beta * y) for beta, y in zip(x.beta, k, strict=True)]
+  minus_beta_k = [narrow(-_times(y, beta)) for beta, y in zip(x.beta, k, strict=True)]
   if layout.decay == 'channel':
     scaled = [y * tpu_math.LOG2_E for y in log_decay]
     totals = [_sums_by(products, [grid.seen], [y]) for y in scaled]
     gates = tpu_math.channel_gates(totals, run_1C)
     grams: Any = _ChannelGrams.made(products, scale, grid, later, layout.segments, x, q, k, scaled, totals)
   else:
-    gates = tpu_math.scalar_gates(log_decay, run_1C, grid, layout.heads)
+    gates = _head_gates(layout, log_decay, run_1C, grid)
     grams = _HeadGrams(products, scale, grid, later, x.q, x.k, minus_beta_k, gates.decay)
   none = [None] * len(q)
   rise, fall, keep = (none if y is None else y for y in (gates.rise, gates.fall, gates.keep))
 
-  q_in = [narrow(y * (scale if f is None else scale * f)) for y, f in zip(q, rise, strict=True)]
-  minus_k_in = [y if f is None else narrow(y.astype(f.dtype) * f) for y, f in zip(minus_beta_k, rise, strict=True)]
-  k_out = [y if f is None else narrow(z * f) for y, z, f in zip(x.k, k, fall, strict=True)]
+  q_in = [narrow(_times(y * scale, f)) for y, f in zip(q, rise, strict=True)]
+  minus_k_in = [
+    y if f is None else narrow(_times(y.astype(f.dtype), f)) for y, f in zip(minus_beta_k, rise, strict=True)
+  ]
+  k_out = [y if f is None else narrow(_times(z, f)) for y, z, f in zip(x.k, k, fall, strict=True)]
   after = _each(narrow, x.after)
 
-  r = [b * y + dot(z, s) for b, y, z, s in zip(x.beta, x.v, minus_k_in, x.state, strict=True)]
+  r = [_times(y, b) + dot(z, s) for b, y, z, s in zip(x.beta, x.v, minus_k_in, x.state, strict=True)]
   u = [narrow(dot(t, y)) for t, y in zip(x.inverse, r, strict=True)]
   du = [
     dot(jnp.concatenate([p, y], 1), jnp.concatenate([d, s], 0))
@@ -177,10 +193,9 @@ def adjoints(layout: Layout, x: Chunk, log_decay: Any, run_1C: Array | None) -> 
   # Against u they are the adjoints of A and P, against S those of the two reads of the state.
   against = [dot(y, jnp.concatenate([z, s], 0), 'nt') for y, z, s in zip(dr_do, u, x.state, strict=True)]
   turned = grams.turned([y[:C, :C] for y in against], [y[C:, :C] for y in against])
-  minus_x_in = [y[:C, C:] if f is None else y[:C, C:] * f for y, f in zip(against, rise, strict=True)]
-  y_in = [y[C:, C:] * (scale if f is None else scale * f) for y, f in zip(against, rise, strict=True)]
-  z_out = [dot(y, s, 'nt') for y, s in zip(u, after, strict=True)]
-  z_out = [y if f is None else y * f for y, f in zip(z_out, fall, strict=True)]
+  minus_x_in = [_times(y[:C, C:], f) for y, f in zip(against, rise, strict=True)]
+  y_in = [_times(y[C:, C:] * scale, f) for y, f in zip(against, rise, strict=True)]
+  z_out = [_times(dot(y, s, 'nt'), f) for y, s, f in zip(u, after, fall, strict=True)]
   minus_x, y, z = (_each(jnp.add, a, b) for a, b in zip(turned[:3], (minus_x_in, y_in, z_out), strict=True))
 
   dstate = [
@@ -189,8 +204,8 @@ def adjoints(layout: Layout, x: Chunk, log_decay: Any, run_1C: Array | None) -> 
   ]
   dstate = [a + (d if f is None else d * f) for a, d, f in zip(dstate, x.after, keep, strict=True)]
   dbeta = [_row_sums(a * d) - _row_sums(b * w) for a, d, b, w in zip(x.v, dr, k, minus_x, strict=True)]
-  dk = [a - beta * b for a, beta, b in zip(z, x.beta, minus_x, strict=True)]
-  dv = [beta * d for beta, d in zip(x.beta, dr, strict=True)]
+  dk = [a - _times(b, beta) for a, beta, b in zip(z, x.beta, minus_x, strict=True)]
+  dv = [_times(d, beta) for beta, d in zip(x.beta, dr, strict=True)]
   if log_decay is None:
     return Adjoints(y, dk, dv, dbeta, None, dstate)
 
@@ -211,6 +226,27 @@ def adjoints(layout: Layout, x: Chunk, log_decay: Any, run_1C: Array | None) -> 
   ]
   dtotal = [jnp.where(last_C1, a + b, a) for a, b in zip(dtotal, whole, strict=True)]
   return Adjoints(y, dk, dv, dbeta, dtotal, dstate)
+
+
+def _head_gates(layout: Layout, log_decay_HC: Array | None, run_1C: Array | None, grid: Grid) -> tpu_math.Gates:
+  """Returns what `tpu_math.scalar_gates` does, its columns by `across`."""
+  heads, total_HC, decay = layout.heads, None, None
+  rise_HC = fall_HC = jnp.ones((1, layout.C), jnp.float32)
+  if log_decay_HC is not None:
+    total_HC = tpu_math.running_sums(log_decay_HC * tpu_math.LOG2_E, grid)
+    rise_HC, fall_HC = jnp.exp2(total_HC), jnp.exp2(jnp.minimum(total_HC[:, -1:] - total_HC, 0.0))
+    decay = [
+      jnp.exp2(jnp.where(grid.seen, down[:, : layout.C] - total_HC[h : h + 1], tpu_math.NEVER))
+      for h, down in enumerate(across(layout, total_HC))
+    ]
+  elif run_1C is None:
+    return tpu_math.Gates(None, None, None, None)
+  if run_1C is not None:
+    rise_HC = jnp.where(run_1C == 0, rise_HC, 0.0)
+    fall_HC = jnp.where(run_1C == run_1C[:, -1:], fall_HC, 0.0)
+  repeats = heads // rise_HC.shape[0]
+  keep = [rise_HC[h : h + 1, -1:] for h in range(rise_HC.shape[0])]
+  return tpu_math.Gates(across(layout, rise_HC) * repeats, across(layout, fall_HC) * repeats, keep * repeats, decay)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,7 +330,7 @@ class _ChannelGrams:
   def made(cls, products, scale, grid, later, segments: bool, x: Chunk, q, k, log_decays, totals) -> _ChannelGrams:
     """Returns the levels of a chunk; log decay and its running sums are in powers of two."""
     q = [scale * y for y in q]
-    minus_beta_k = [-beta * y for beta, y in zip(x.beta, k, strict=True)]
+    minus_beta_k = [-_times(y, beta) for beta, y in zip(x.beta, k, strict=True)]
     levels = []
     for half in (1 << n for n in range(grid.i.shape[0].bit_length() - 1)):
       falls = [_falls(g, total, half, segments) for g, total in zip(log_decays, totals, strict=True)]
@@ -600,7 +636,6 @@ def _kernel(layout: Layout, names_in: tuple[str, ...], names_out: tuple[str, ...
     return tpu_forward.head_slices(ins[name][0], count)
 
   q, k = ([x.astype(dtype) for x in slices(name, layout.key_heads) for _ in range(groups)] for name in 'qk')
-  (beta,) = tpu_math.columns(ins['beta'][0, 0, 0])
   log_decay = None
   if layout.decay == 'scalar':
     log_decay = ins['log_decay'][0, 0, 0]
@@ -613,7 +648,7 @@ def _kernel(layout: Layout, names_in: tuple[str, ...], names_out: tuple[str, ...
       k,
       _wide(slices('v', layout.heads)),
       [x.astype(dtype) for x in slices('do', layout.heads)],
-      beta,
+      across(layout, ins['beta'][0, 0, 0]),
       [ins['inverse'][0, h, 0] for h in heads],
       [ins['states'][0, h, 0] for h in heads],
       [after[h] for h in heads],
