@@ -75,7 +75,8 @@ class Chunk(NamedTuple):
 class Adjoints(NamedTuple):
   """The cotangents of a chunk in float32, a list entry a value head.
 
-  Of beta and of one log decay a head [C, 1], of a log decay a channel [C, K], of the state K x V.
+  Of beta [1, C]; of one log decay a head [1, C] before it is summed over later tokens, of a log decay a channel [C, K];
+  of the state K x V.
   """
 
   q: list[Array]
@@ -120,6 +121,13 @@ def across(layout: Layout, rows_HC: Array) -> list[Array]:
 
 def _row_sums(x: Array) -> Array:
   return jnp.sum(x, 1, keepdims=True)
+
+
+def _sums_as_row(*xs_CX: Array) -> Array:
+  """Returns [1, C], the sums along the rows of all of `xs_CX`: turned before they are summed, which is less work."""
+  if len({x.shape for x in xs_CX}) == 1:
+    xs_CX = (functools.reduce(jnp.add, xs_CX),)
+  return functools.reduce(jnp.add, [_column_sums(x.T) for x in xs_CX])
 
 
 def _column_sums(x: Array) -> Array:
@@ -203,7 +211,7 @@ def adjoints(layout: Layout, x: Chunk, log_decay: Any, run_1C: Array | None) -> 
     for a, b, d in zip(q_in, minus_k_in, dr_do, strict=True)
   ]
   dstate = [a + (d if f is None else d * f) for a, d, f in zip(dstate, x.after, keep, strict=True)]
-  dbeta = [_row_sums(a * d) - _row_sums(b * w) for a, d, b, w in zip(x.v, dr, k, minus_x, strict=True)]
+  dbeta = [_sums_as_row(a * d, -b * w) for a, d, b, w in zip(x.v, dr, k, minus_x, strict=True)]
   dk = [a - _times(b, beta) for a, beta, b in zip(z, x.beta, minus_x, strict=True)]
   dv = [_times(d, beta) for beta, d in zip(x.beta, dr, strict=True)]
   if log_decay is None:
@@ -211,20 +219,21 @@ def adjoints(layout: Layout, x: Chunk, log_decay: Any, run_1C: Array | None) -> 
 
   written = _each(jnp.multiply, k, z_out)
   kept = [s.astype(jnp.float32) * d for s, d in zip(x.state, x.after, strict=True)]
-  last_C1 = lax.broadcasted_iota(jnp.int32, (C, 1), 0) == C - 1
   minus_beta_k_wide = _wide(minus_beta_k)
   if layout.decay == 'channel':
     whole = [_column_sums(a) + (_row_sums(b) * f).T for a, b, f in zip(written, kept, keep, strict=True)]
     dtotal = [a * b + c * d - e for a, b, c, d, e in zip(q, y_in, minus_beta_k_wide, minus_x_in, written, strict=True)]
+    last_C1 = lax.broadcasted_iota(jnp.int32, (C, 1), 0) == C - 1
     dtotal = [jnp.where(last_C1, a + b, a) for a, b in zip(dtotal, whole, strict=True)]
     return Adjoints(y, dk, dv, dbeta, grams.summed(dtotal, turned.log_decay), dstate)
   whole = [
     _row_sums(_column_sums(a)) + _row_sums(_column_sums(b)) * f for a, b, f in zip(written, kept, keep, strict=True)
   ]
   dtotal = [
-    _row_sums(a * b + c * d - e * f) for a, b, c, d, e, f in zip(q, y, minus_beta_k_wide, minus_x, k, z, strict=True)
+    _sums_as_row(a * b + c * d - e * f) for a, b, c, d, e, f in zip(q, y, minus_beta_k_wide, minus_x, k, z, strict=True)
   ]
-  dtotal = [jnp.where(last_C1, a + b, a) for a, b in zip(dtotal, whole, strict=True)]
+  last_1C = lax.broadcasted_iota(jnp.int32, (1, C), 1) == C - 1
+  dtotal = [jnp.where(last_1C, a + b, a) for a, b in zip(dtotal, whole, strict=True)]
   return Adjoints(y, dk, dv, dbeta, dtotal, dstate)
 
 
@@ -346,7 +355,7 @@ class _ChannelGrams:
   def reads_turned(self) -> list[Array]:
     """Returns P^T in the type of the products: a factor times itself holds it where an earlier token meets a later."""
     dot, grid = self.products.dot, self.grid
-    reads = [jnp.where(grid.i == grid.j, _row_sums(q * k), 0.0) for q, k in zip(self.q, self.k, strict=True)]
+    reads = [jnp.where(grid.i == grid.j, _sums_as_row(q * k), 0.0) for q, k in zip(self.q, self.k, strict=True)]
     for half, _, factors, _ in self.levels:
       if self._apart(half):
         met = _met(grid, half, late=False)
@@ -663,10 +672,10 @@ def _kernel(layout: Layout, names_in: tuple[str, ...], names_out: tuple[str, ...
     for h in range(layout.key_heads):
       shared = functools.reduce(jnp.add, parts[h * groups : (h + 1) * groups])
       outs[name][0, :, h * K : (h + 1) * K] = shared.astype(outs[name].dtype)
-  outs['beta'][0, 0, 0] = _rows(got.beta)
+  outs['beta'][0, 0, 0] = jnp.concatenate(got.beta, 0)
   if layout.decay == 'scalar':
     run_1C = ins['run'][0, 0] if 'run' in ins else None
-    outs['log_decay'][0, 0, 0] = _later_sums(_rows(got.log_decay), tpu_math.grid(layout.C, run_1C))
+    outs['log_decay'][0, 0, 0] = _later_sums(jnp.concatenate(got.log_decay, 0), tpu_math.grid(layout.C, run_1C))
   elif layout.decay == 'channel':
     for h in heads:
       outs['log_decay'][0, :, h * K : (h + 1) * K] = got.log_decay[h]
@@ -674,8 +683,3 @@ def _kernel(layout: Layout, names_in: tuple[str, ...], names_out: tuple[str, ...
   @pl.when(n == layout.N - 1)
   def _():
     outs['state'][0] = after[...]
-
-
-def _rows(columns: list[Array]) -> Array:
-  """Returns [heads, C] of a list of [C, 1]."""
-  return jnp.concatenate(columns, 1).T

@@ -29,7 +29,7 @@ def residuals(drawn, runs_BT, C):
   T is a multiple of C. Token by token, and by NumPy's inverse: nothing here is shared with the kernel.
   """
   k, v, beta, state = drawn['k'], drawn['v'], drawn['beta'], drawn['initial_state']
-  (B, T, HV, _), K = v.shape, k.shape[-1]
+  B, T, HV, _ = v.shape
   k = np.repeat(k, HV // k.shape[2], 2)
   log_decay = np.broadcast_to(drawn.get('log_decay', np.zeros(beta.shape)).reshape(B, T, HV, -1), k.shape)
   states = []
@@ -131,12 +131,13 @@ def test_the_adjoints_of_a_chunk_are_those_of_the_recurrence(decay):
     log_decay = log_decay[0].T
   if decay == 'channel':
     log_decay = [log_decay[0, :, h] for h in heads]
+  layout = layout_of(drawn, spec.T, True, jnp.float32)
   chunk = tpu_backward.Chunk(
     *([x[name][0, :, 0] for _ in heads] for name in 'qk'),
-    *([jnp.asarray(y, 'float32')[0, :, h] for h in heads] for y in (x['v'], seeds[0], x['beta'][..., None])),
+    *([jnp.asarray(y, 'float32')[0, :, h] for h in heads] for y in (x['v'], seeds[0])),
+    tpu_backward.across(layout, x['beta'][0].T),
     *([jnp.asarray(y, 'float32')[0, h, 0] for h in heads] for y in (inverse, states, seeds[1][:, :, None])),
   )
-  layout = layout_of(drawn, spec.T, True, jnp.float32)
   found = jax.jit(functools.partial(tpu_backward.adjoints, layout), compiler_options=QUICK)(
     chunk, log_decay, jnp.asarray(runs_BT, jnp.float32)
   )
@@ -144,12 +145,12 @@ def test_the_adjoints_of_a_chunk_are_those_of_the_recurrence(decay):
     'q': sum(found.q)[None, :, None],
     'k': sum(found.k)[None, :, None],
     'v': jnp.stack(found.v, 1)[None],
-    'beta': jnp.stack(found.beta, 1)[None, ..., 0],
+    'beta': jnp.concatenate(found.beta).T[None],
     'initial_state': jnp.stack(found.state)[None],
   }
   if decay == 'scalar':  # the kernel sums it for all heads at once
-    later_TT = np.tri(spec.T) * (runs_BT.T == runs_BT)
-    got['log_decay'] = np.einsum('ij,ihk->jh', later_TT, np.stack(found.log_decay, 1))[None]
+    later_TT = np.tri(spec.T) * (runs_BT == runs_BT.T)
+    got['log_decay'] = (np.concatenate(found.log_decay) @ later_TT).T[None]
   if decay == 'channel':
     got['log_decay'] = jnp.stack(found.log_decay, 1)[None]
   for name in got:
