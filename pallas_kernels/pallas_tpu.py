@@ -131,5 +131,6 @@ _swept.defvjp(_swept_forward, _swept_backward)
 def _gradients(plan: Plan, operands: Operands, kept, do: Array, dlast_BHKV: Array) -> Operands:
   """Returns the cotangents of `operands`; what was not kept for them is made again by the forward kernel."""
   if kept is None:
-    _, _, *kept = tpu_forward.forward(plan.layout, operands, residuals=True, interpret=plan.interpret)
-  return tpu_backward.backward(plan.layout, operands, *kept, do, dlast_BHKV, interpret=plan.interpret)
+    kept = tpu_forward.forward(plan.layout, operands, residuals=True, interpret=plan.interpret)[2:]
+  inverse, states = kept
+  return tpu_backward.backward(plan.layout, operands, inverse, states, do, dlast_BHKV, interpret=plan.interpret)

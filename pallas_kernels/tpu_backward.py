@@ -48,7 +48,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import tpu_forward, tpu_math
+from pallas_kernels import tiling, tpu_forward, tpu_math
 from pallas_kernels.tpu_forward import Layout, Operands
 from pallas_kernels.tpu_math import Grid, Products
 
@@ -83,7 +83,7 @@ class Adjoints(NamedTuple):
   k: list[Array]
   v: list[Array]
   beta: list[Array]
-  log_decay: list[Array] | None
+  log_decay: Any
   state: list[Array]
 
 
@@ -93,7 +93,7 @@ class Turned(NamedTuple):
   minus_x: list[Array]
   y: list[Array]
   z: list[Array]
-  log_decay: list[Array] | None = None
+  log_decay: Any = None
 
 
 def _each(function: Any, *lists: Any) -> list[Any]:
@@ -117,10 +117,6 @@ def across(layout: Layout, rows_HC: Array) -> list[Array]:
   """
   lanes = max(layout.C, layout.K, layout.V)
   return [jnp.broadcast_to(rows_HC[h : h + 1], (lanes, layout.C)).T for h in range(rows_HC.shape[0])]
-
-
-def _row_sums(x: Array) -> Array:
-  return jnp.sum(x, 1, keepdims=True)
 
 
 def _sums_as_row(*xs_CX: Array) -> Array:
@@ -184,10 +180,8 @@ def adjoints(layout: Layout, x: Chunk, log_decay: Any, run_1C: Array | None) -> 
   rise, fall, keep = (none if y is None else y for y in (gates.rise, gates.fall, gates.keep))
 
   q_in = [narrow(_times(y * scale, f)) for y, f in zip(q, rise, strict=True)]
-  minus_k_in = [
-    y if f is None else narrow(_times(y.astype(f.dtype), f)) for y, f in zip(minus_beta_k, rise, strict=True)
-  ]
-  k_out = [y if f is None else narrow(_times(z, f)) for y, z, f in zip(x.k, k, fall, strict=True)]
+  minus_k_in = [narrow(_times(y.astype(jnp.float32), f)) for y, f in zip(minus_beta_k, rise, strict=True)]
+  k_out = [narrow(_times(y, f)) for y, f in zip(k, fall, strict=True)]
   after = _each(narrow, x.after)
 
   r = [_times(y, b) + dot(z, s) for b, y, z, s in zip(x.beta, x.v, minus_k_in, x.state, strict=True)]
@@ -200,41 +194,61 @@ def adjoints(layout: Layout, x: Chunk, log_decay: Any, run_1C: Array | None) -> 
   dr_do = [jnp.concatenate([narrow(y), d], 0) for y, d in zip(dr, x.do, strict=True)]
   # Against u they are the adjoints of A and P, against S those of the two reads of the state.
   against = [dot(y, jnp.concatenate([z, s], 0), 'nt') for y, z, s in zip(dr_do, u, x.state, strict=True)]
-  turned = grams.turned([y[:C, :C] for y in against], [y[C:, :C] for y in against])
-  minus_x_in = [_times(y[:C, C:], f) for y, f in zip(against, rise, strict=True)]
-  y_in = [_times(y[C:, C:] * scale, f) for y, f in zip(against, rise, strict=True)]
-  z_out = [_times(dot(y, s, 'nt'), f) for y, s, f in zip(u, after, fall, strict=True)]
-  minus_x, y, z = (_each(jnp.add, a, b) for a, b in zip(turned[:3], (minus_x_in, y_in, z_out), strict=True))
+  inside: Turned = grams.turned([y[:C, :C] for y in against], [y[C:, :C] for y in against])
+  outside = Turned(
+    [_times(y[:C, C:], f) for y, f in zip(against, rise, strict=True)],
+    [_times(y[C:, C:] * scale, f) for y, f in zip(against, rise, strict=True)],
+    [_times(dot(y, s, 'nt'), f) for y, s, f in zip(u, after, fall, strict=True)],
+  )
+  minus_x, y, z = (_each(jnp.add, a, b) for a, b in zip(inside[:3], outside[:3], strict=True))
 
-  dstate = [
+  added = [
     dot(jnp.concatenate([a, b], 0), jnp.concatenate([d[C:], d[:C]], 0), 'tn')
     for a, b, d in zip(q_in, minus_k_in, dr_do, strict=True)
   ]
-  dstate = [a + (d if f is None else d * f) for a, d, f in zip(dstate, x.after, keep, strict=True)]
+  dstate = [a + (d if f is None else d * f) for a, d, f in zip(added, x.after, keep, strict=True)]
   dbeta = [_sums_as_row(a * d, -b * w) for a, d, b, w in zip(x.v, dr, k, minus_x, strict=True)]
   dk = [a - _times(b, beta) for a, beta, b in zip(z, x.beta, minus_x, strict=True)]
   dv = [_times(d, beta) for beta, d in zip(x.beta, dr, strict=True)]
-  if log_decay is None:
-    return Adjoints(y, dk, dv, dbeta, None, dstate)
-
-  written = _each(jnp.multiply, k, z_out)
-  kept = [s.astype(jnp.float32) * d for s, d in zip(x.state, x.after, strict=True)]
-  minus_beta_k_wide = _wide(minus_beta_k)
+  dlog_decay = None
   if layout.decay == 'channel':
-    whole = [_column_sums(a) + (_row_sums(b) * f).T for a, b, f in zip(written, kept, keep, strict=True)]
-    dtotal = [a * b + c * d - e for a, b, c, d, e in zip(q, y_in, minus_beta_k_wide, minus_x_in, written, strict=True)]
-    last_C1 = lax.broadcasted_iota(jnp.int32, (C, 1), 0) == C - 1
-    dtotal = [jnp.where(last_C1, a + b, a) for a, b in zip(dtotal, whole, strict=True)]
-    return Adjoints(y, dk, dv, dbeta, grams.summed(dtotal, turned.log_decay), dstate)
+    dtotal = _channel_totals(x, q, k, _wide(minus_beta_k), outside, keep)
+    dlog_decay = grams.summed(dtotal, inside.log_decay)
+  elif layout.decay == 'scalar':
+    dlog_decay = _head_totals(x, q, k, _wide(minus_beta_k), Turned(minus_x, y, z), outside.z, keep)
+  return Adjoints(y, dk, dv, dbeta, dlog_decay, dstate)
+
+
+def _kept(x: Chunk) -> list[Array]:
+  return [state.astype(jnp.float32) * after for state, after in zip(x.state, x.after, strict=True)]
+
+
+def _channel_totals(x: Chunk, q, k, minus_beta_k, outside: Turned, keep: list[Any]) -> list[Array]:
+  """Returns dG of a decay a channel, [C, K], but for what goes through the Gram matrices."""
+  last_C1 = lax.broadcasted_iota(jnp.int32, (k[0].shape[0], 1), 0) == k[0].shape[0] - 1
+  written = _each(jnp.multiply, k, outside.z)
+  totals = [
+    a * b + c * d - e for a, b, c, d, e in zip(q, outside.y, minus_beta_k, outside.minus_x, written, strict=True)
+  ]
   whole = [
-    _row_sums(_column_sums(a)) + _row_sums(_column_sums(b)) * f for a, b, f in zip(written, kept, keep, strict=True)
+    _column_sums(a) + (jnp.sum(b, 1, keepdims=True) * f).T for a, b, f in zip(written, _kept(x), keep, strict=True)
   ]
-  dtotal = [
-    _sums_as_row(a * b + c * d - e * f) for a, b, c, d, e, f in zip(q, y, minus_beta_k_wide, minus_x, k, z, strict=True)
-  ]
+  return [jnp.where(last_C1, a + b, a) for a, b in zip(totals, whole, strict=True)]
+
+
+def _head_totals(x: Chunk, q, k, minus_beta_k, sums: Turned, z_out: list[Array], keep: list[Any]) -> list[Array]:
+  """Returns dG of one decay a head, [1, C]; `sums` are -x, y and z in full, `z_out` the last term of z."""
+  C = k[0].shape[0]
   last_1C = lax.broadcasted_iota(jnp.int32, (1, C), 1) == C - 1
-  dtotal = [jnp.where(last_1C, a + b, a) for a, b in zip(dtotal, whole, strict=True)]
-  return Adjoints(y, dk, dv, dbeta, dtotal, dstate)
+  totals = [
+    _sums_as_row(a * b + c * d - e * f)
+    for a, b, c, d, e, f in zip(q, sums.y, minus_beta_k, sums.minus_x, k, sums.z, strict=True)
+  ]
+  whole = [
+    jnp.sum(_column_sums(a * b), 1, keepdims=True) + jnp.sum(_column_sums(c), 1, keepdims=True) * f
+    for a, b, c, f in zip(k, z_out, _kept(x), keep, strict=True)
+  ]
+  return [jnp.where(last_1C, a + b, a) for a, b in zip(totals, whole, strict=True)]
 
 
 def _head_gates(layout: Layout, log_decay_HC: Array | None, run_1C: Array | None, grid: Grid) -> tpu_math.Gates:
@@ -375,7 +389,7 @@ class _ChannelGrams:
     Its `log_decay` holds, a head, what is summed over the chunk and what over blocks of `SUBLANES` tokens.
     """
     grid, dtype = self.grid, self.products.dtype
-    diagonals = [_row_sums(jnp.where(grid.i == grid.j, x, 0.0)) for x in against_read]
+    diagonals = [jnp.sum(jnp.where(grid.i == grid.j, x, 0.0), 1, keepdims=True) for x in against_read]
     below = [[jnp.where(grid.below, x, 0.0).astype(dtype) for x in xs] for xs in (against_low, against_read)]
     matrices = list(zip(*below, *([x.T for x in xs] for xs in below), strict=True))
     zeros = [jnp.zeros_like(x) for x in self.k]
@@ -560,6 +574,9 @@ def backward(
     dlast: [B, HV, K, V], the cotangent of the final state, float32.
     interpret: what `pl.pallas_call` takes, to run on CPU.
   """
+  capacity = _vmem_capacity()
+  if not interpret:
+    layout = dataclasses.replace(layout, heads=step_heads(layout, capacity))
   B, N, C, HV, K = layout.B, layout.N, layout.C, layout.HV, layout.K
 
   def chunk(n):
@@ -578,10 +595,10 @@ def backward(
   inputs = {name: pair for name, pair in inputs.items() if pair[0] is not None}
 
   result = functools.partial(tpu_forward.varying_like, operands.v)
-  # Where a group of value heads takes several steps, each step writes its own part of dq and dk.
+  # Where a group of value heads takes several steps, each step writes its own share of dq and dk.
   shares = HV // layout.heads * layout.key_heads // layout.H
-  keys = result((B, N * C, layout.H * shares * K), operands.q.dtype if shares == 1 else jnp.float32)
-  keys_spec = pl.BlockSpec((1, C, layout.key_heads * K), lambda b, h, n: (b, chunk(n), h))
+  keys = result((B, shares, N * C, layout.H * K), operands.q.dtype if shares == 1 else jnp.float32)
+  keys_spec = pl.BlockSpec((1, 1, C, layout.key_heads * K), lambda b, h, n: (b, h % shares, chunk(n), h // shares))
   outputs = {
     'q': (keys, keys_spec),
     'k': (keys, keys_spec),
@@ -603,7 +620,8 @@ def backward(
     out_shape=[shape for shape, _ in outputs.values()],
     scratch_shapes=[pltpu.VMEM((layout.heads, K, layout.V), jnp.float32)],
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=('parallel', 'parallel', 'arbitrary'), vmem_limit_bytes=layout.vmem_bytes
+      dimension_semantics=('parallel', 'parallel', 'arbitrary'),
+      vmem_limit_bytes=_vmem_limit(layout, capacity),
     ),
     interpret=interpret,
     name='delta_rule_backward_' + '_'.join(kinds),
@@ -611,7 +629,7 @@ def backward(
   got = dict(zip(outputs, found, strict=True))
 
   def added(x):
-    return x if shares == 1 else x.reshape(B, N * C, layout.H, shares, K).sum(3).reshape(operands.q.shape)
+    return x.sum(1) if shares > 1 else x[:, 0]
 
   def unrowed(x):
     return x.swapaxes(2, 3).reshape(B, HV, N * C)
@@ -626,6 +644,42 @@ def backward(
     got['state'],
     None,
   )
+
+
+def step_heads(layout: Layout, capacity: int) -> int:
+  """Returns how many value heads a step takes, at most `layout.heads`, so that they fit `capacity` bytes of VMEM.
+
+  Heads are given up only where VMEM is small: a step costs some 400 bundles whatever it holds.
+  """
+  allowed = capacity // _head_bytes(layout)
+  for most in range(max(1, min(allowed, layout.heads)), layout.heads):
+    tiles = tiling.tpu_tiles(layout.tokens, layout.H, layout.HV, layout.K, layout.V, layout.C, most)
+    if (tiles.K, tiles.V) == (layout.K, layout.V):
+      return tiles.heads
+  return layout.heads
+
+
+def _vmem_capacity() -> int:
+  """Returns the bytes of VMEM of the TPU that is traced for; of the smallest since v5 where no TPU is known."""
+  try:
+    return pltpu.get_tpu_info().vmem_capacity_bytes
+  except ValueError:
+    return 64 * 2**20
+
+
+def _head_bytes(layout: Layout) -> int:
+  """Returns the bytes of VMEM that a head of a step holds: its blocks twice, and registers that were spilled.
+
+  Counted in float32 arrays of C x max(K, V, 128), from what the compiler of libtpu 0.0.42 asked for, rounded up.
+  """
+  arrays = {'none': 36, 'scalar': 36, 'channel': 72}[layout.decay] * (7 if layout.exact else 4) // 4
+  return 4 * arrays * layout.C * max(layout.K, layout.V, tiling.TPU_LANES)
+
+
+def _vmem_limit(layout: Layout, capacity: int) -> int | None:
+  """Returns how much VMEM the compiler may use, None where its default of at least 16 MiB is enough."""
+  needed = layout.vmem_bytes or layout.heads * _head_bytes(layout)
+  return min(needed, capacity) if needed > 16 * 2**20 else None
 
 
 def _kernel(layout: Layout, names_in: tuple[str, ...], names_out: tuple[str, ...], *refs) -> None:
@@ -671,7 +725,7 @@ def _kernel(layout: Layout, names_in: tuple[str, ...], names_out: tuple[str, ...
   for name, parts in (('q', got.q), ('k', got.k)):
     for h in range(layout.key_heads):
       shared = functools.reduce(jnp.add, parts[h * groups : (h + 1) * groups])
-      outs[name][0, :, h * K : (h + 1) * K] = shared.astype(outs[name].dtype)
+      outs[name][0, 0, :, h * K : (h + 1) * K] = shared.astype(outs[name].dtype)
   outs['beta'][0, 0, 0] = jnp.concatenate(got.beta, 0)
   if layout.decay == 'scalar':
     run_1C = ins['run'][0, 0] if 'run' in ins else None
