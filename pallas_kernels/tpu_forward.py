@@ -151,19 +151,21 @@ def prepared(layout: Layout, q_CK: Array, k_CK: Array, beta_HC: Array, log_decay
   products, groups = layout.products, layout.groups
   grid = tpu_math.grid(layout.C, run_1C)
   qs, ks = (head_slices(x, layout.key_heads) for x in (q_CK, k_CK))
-  (betas,) = tpu_math.columns(beta_HC)
   every_q, every_k = ([x for x in xs for _ in range(groups)] for xs in (qs, ks))
   if layout.decay == 'channel':
     every_q, every_k = ([x.astype(jnp.float32) for x in xs] for xs in (every_q, every_k))
     log_decays = head_slices(log_decay * tpu_math.LOG2_E, layout.heads)
     totals = tpu_math.running_sums_down(log_decays, grid)
     gates = tpu_math.channel_gates(totals, run_1C)
+    (betas,) = tpu_math.spread([beta_HC])
     kks, reads = tpu_math.anchored_grams(products, every_q, every_k, totals, grid)
   else:
-    gates = tpu_math.scalar_gates(log_decay, run_1C, grid, layout.heads)
+    betas, gates = tpu_math.scalar_gates(beta_HC, log_decay, run_1C, grid)
     kks, reads = tpu_math.decayed_grams(*tpu_math.grams(products, qs, ks), gates.decay, grid, groups)
   identity = grid.identity()
-  lowers = [jnp.where(grid.below, kk * beta, identity) for kk, beta in zip(kks, betas, strict=True)]
+  lowers = [
+    jnp.where(grid.below, kk * tpu_math.across(beta, layout.C), identity) for kk, beta in zip(kks, betas, strict=True)
+  ]
   return Chunk(every_q, every_k, betas, gates, lowers, reads)
 
 
@@ -192,7 +194,9 @@ def _kernel(layout: Layout, ins: Operands, outs: Outputs, state, scratch) -> Non
   inverses = tpu_math.unit_lower_inverses(products, chunk.lower, grid, scratch)
   received = [state[h] for h in range(layout.heads)]
   vs = head_slices(ins.v[0], layout.heads)
-  done = tpu_math.applied(products, chunk.q, chunk.k, vs, chunk.beta, chunk.gates, inverses, chunk.read, received)
+  done = tpu_math.applied(
+    products, chunk.q, chunk.k, vs, chunk.beta, chunk.gates, inverses, chunk.read, received, layout.decay == 'channel'
+  )
   V = layout.V
   for h in range(layout.heads):
     if outs.inverse is not None:
@@ -241,7 +245,10 @@ def forward(
     in_specs=[given.specs[n] for n in present],
     out_specs=out_specs,
     out_shape=out_shapes,
-    scratch_shapes=[pltpu.VMEM((layout.heads, K, V), jnp.float32), pltpu.VMEM((C, tpu_math.LANES), jnp.float32)],
+    scratch_shapes=[
+      pltpu.VMEM((layout.heads, K, V), jnp.float32),
+      pltpu.VMEM((tpu_math.LANES, tpu_math.LANES), jnp.float32),
+    ],
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'parallel', 'arbitrary'), vmem_limit_bytes=layout.vmem_bytes
     ),

@@ -47,12 +47,12 @@ class Products:
       a.astype(self.dtype), b.astype(self.dtype), dimensions, precision, preferred_element_type=jnp.float32
     )
 
-  def fine_dot(self, a: Array, b: Array, over: str = 'nn') -> Array:
-    """Returns a b with about 16 bits of each float32 operand: three passes over their leading and trailing halves."""
+  def fine_dot(self, a: Array, b: Array) -> Array:
+    """Returns a b with 16 bits of float32 `a`: two passes over one `b`."""
     if self.exact:
-      return self.dot(a, b, over)
-    (a, a_rest), (b, b_rest) = halves(a), halves(b)
-    return self.dot(a, b, over) + self.dot(a, b_rest, over) + self.dot(a_rest, b, over)
+      return self.dot(a, b)
+    both = self.dot(jnp.concatenate(halves(a), 0), b)
+    return both[: a.shape[0]] + both[a.shape[0] :]
 
 
 def halves(x: Array) -> tuple[Array, Array]:
@@ -87,18 +87,35 @@ def grid(C: int, run_1C: Array | None) -> Grid:
   return Grid(i, j, seen, seen & (i > j))
 
 
-def columns(*rows: Array) -> list[list[Array]]:
-  """Returns for each [heads, C] the list over its heads of [C, 1]: one transposition for all."""
-  stacked = jnp.concatenate(rows, 0)
-  turned = jnp.pad(stacked, [(0, -stacked.shape[0] % 8), (0, 0)]).T
-  starts = [sum(row.shape[0] for row in rows[:n]) for n in range(len(rows))]
-  return [
-    [turned[:, start + h : start + h + 1] for h in range(row.shape[0])] for start, row in zip(starts, rows, strict=True)
-  ]
-
-
 def column(row_1C: Array) -> Array:
-  return columns(row_1C)[0][0]
+  return jnp.pad(row_1C, [(0, 7), (0, 0)]).T[:, :1]
+
+
+def parts(x: Array) -> list[Array]:
+  """Returns three bfloat16 arrays whose sum is `x`, all 24 bits of a float32."""
+  first = x.astype(jnp.bfloat16)
+  rest = x - first.astype(jnp.float32)
+  second = rest.astype(jnp.bfloat16)
+  return [first, second, (rest - second.astype(jnp.float32)).astype(jnp.bfloat16)]
+
+
+def spread(rows_HC: Sequence[Array]) -> list[list[Array]]:
+  """Returns for each [heads, C] the list over heads of [C, 128] whose every lane is that head's row, turned.
+
+  A product with ones, exact to float32: broadcasts over lanes would go through one slow unit, which transposes too.
+  """
+  H, C = rows_HC[0].shape
+  split = jnp.concatenate([jnp.concatenate(parts(row), 0) for row in rows_HC], 1)
+  head = lax.broadcasted_iota(jnp.int32, (3 * H, LANES), 0) % H
+  dot = Products(exact=False).dot
+  wide = [dot(split, jnp.where(head == h, 1.0, 0.0), 'tn') for h in range(H)]
+  return [[x[n * C : (n + 1) * C] for x in wide] for n in range(len(rows_HC))]
+
+
+def across(x_CL: Array, lanes: int) -> Array:
+  """Returns what `spread` gives with as many lanes as are wanted."""
+  repeats = -(-lanes // x_CL.shape[1])
+  return (x_CL if repeats == 1 else jnp.concatenate([x_CL] * repeats, 1))[:, :lanes]
 
 
 def running_sums(x_HC: Array, grid: Grid) -> Array:
@@ -143,27 +160,28 @@ class Gates(NamedTuple):
   decay: list[Array] | None
 
 
-def scalar_gates(log_decay_HC: Array | None, run_1C: Array | None, grid: Grid, H: int) -> Gates:
-  """Returns the gates of a decay a head, or of none."""
+def scalar_gates(
+  beta_HC: Array, log_decay_HC: Array | None, run_1C: Array | None, grid: Grid
+) -> tuple[list[Array], Gates]:
+  """Returns (beta, gates) of a decay a head, or of none; what is a column is spread over 128 lanes."""
+  H, C = beta_HC.shape
   if log_decay_HC is None and run_1C is None:
-    return Gates(None, None, None, None)
-  C = grid.i.shape[0]
+    return spread([beta_HC])[0], Gates(None, None, None, None)
+  rows = [beta_HC]
   rise_HC = fall_HC = jnp.ones((H, C), jnp.float32)
-  decay = None
   if log_decay_HC is not None:
     total_HC = running_sums(log_decay_HC * LOG2_E, grid)
-    (total_columns,) = columns(total_HC)
     rise_HC, fall_HC = jnp.exp2(total_HC), jnp.exp2(jnp.minimum(total_HC[:, -1:] - total_HC, 0.0))
-    rows = [total_HC[h : h + 1] for h in range(H)]
-    decay = [
-      jnp.exp2(jnp.where(grid.seen, down - along, NEVER)) for down, along in zip(total_columns, rows, strict=True)
-    ]
+    rows.append(total_HC)
   if run_1C is not None:
     rise_HC = jnp.where(run_1C == 0, rise_HC, 0.0)
     fall_HC = jnp.where(run_1C == run_1C[:, -1:], fall_HC, 0.0)
-  rise, fall = columns(rise_HC, fall_HC)
+  beta, *total, rise, fall = spread([*rows, rise_HC, fall_HC])
+  decay = None
+  if log_decay_HC is not None:
+    decay = [jnp.exp2(jnp.where(grid.seen, across(total[0][h], C) - total_HC[h : h + 1], NEVER)) for h in range(H)]
   keep = [rise_HC[h : h + 1, -1:] for h in range(H)]
-  return Gates(rise, fall, keep, decay)
+  return beta, Gates(rise, fall, keep, decay)
 
 
 def channel_gates(totals_CK: Sequence[Array], run_1C: Array | None) -> Gates:
@@ -202,26 +220,41 @@ def anchored_grams(
   products: Products, qs_CK: Sequence[Array], ks_CK: Sequence[Array], totals_CK: Sequence[Array], grid: Grid
 ) -> tuple[list[Array], list[Array]]:
   """Returns the same for a decay a channel, by the dyadic anchors of `chunk_math`: a product for each size of block."""
-  C, K = ks_CK[0].shape
-  row = lax.broadcasted_iota(jnp.int32, (C, K), 0)
+  C = ks_CK[0].shape[0]
   kks: list[Array] = [jnp.zeros((C, C), jnp.float32)] * len(ks_CK)
   qks = [jnp.where(grid.i == grid.j, (q * k).sum(-1, keepdims=True), 0.0) for q, k in zip(qs_CK, ks_CK, strict=True)]
-  block = 2
-  while block <= C:
-    half = block // 2
-    late = row % block >= half
-    met = grid.seen & grid.same_block(block) & (grid.i % block >= half) & (grid.j % block < half)
-    gaps = [_anchor(total, block) for total in totals_CK]
-    gaps = [
-      jnp.minimum(jnp.where(late, total - at, at - total), 0.0) for total, at in zip(totals_CK, gaps, strict=True)
+  half = 1
+  while half < C:
+    # Where halves are whole registers, only the later ones are multiplied and kept: nothing else is met.
+    later, woven = (_later, _woven) if half % 8 == 0 else (lambda x, _: x, lambda _, x, __: x)
+    met = later(
+      grid.seen & grid.same_block(2 * half) & (grid.i % (2 * half) >= half) & (grid.j % (2 * half) < half), half
+    )
+    rows = met.shape[0]
+    falls = [jnp.exp2(-jnp.abs(total - _anchor(total, 2 * half))) for total in totals_CK]
+    ks = [k * fall for k, fall in zip(ks_CK, falls, strict=True)]
+    lates = [
+      jnp.concatenate([later(k, half), later(q, half) * later(fall, half)], 0)
+      for k, q, fall in zip(ks, qs_CK, falls, strict=True)
     ]
-    falls = [jnp.exp2(gap) for gap in gaps]
-    ks, qs = ([x * fall for x, fall in zip(xs, falls, strict=True)] for xs in (ks_CK, qs_CK))
-    across_k, across_q = grams(products, qs, ks)
-    kks = [jnp.where(met, new, old) for new, old in zip(across_k, kks, strict=True)]
-    qks = [jnp.where(met, new, old) for new, old in zip(across_q, qks, strict=True)]
-    block *= 2
+    both = [products.dot(late, k, 'nt') for late, k in zip(lates, ks, strict=True)]
+    kks = [woven(old, jnp.where(met, x[:rows], later(old, half)), half) for x, old in zip(both, kks, strict=True)]
+    qks = [woven(old, jnp.where(met, x[rows:], later(old, half)), half) for x, old in zip(both, qks, strict=True)]
+    half *= 2
   return kks, qks
+
+
+def _later(x: Array, half: int) -> Array:
+  """Returns the later half of each block of 2 `half` rows, one below the other."""
+  return jnp.concatenate([x[start : start + half] for start in range(half, x.shape[0], 2 * half)], 0)
+
+
+def _woven(x: Array, later: Array, half: int) -> Array:
+  """Returns `x` with the rows that `_later` takes replaced."""
+  pieces = []
+  for n, start in enumerate(range(0, x.shape[0], 2 * half)):
+    pieces += [x[start : start + half], later[n * half : (n + 1) * half]]
+  return jnp.concatenate(pieces, 0)
 
 
 def _anchor(total_CK: Array, block: int) -> Array:
@@ -234,7 +267,7 @@ def _anchor(total_CK: Array, block: int) -> Array:
 def unit_lower_inverses(products: Products, units_CC: Sequence[Array], grid: Grid, scratch: Any) -> list[Array]:
   """Returns the inverse of each unit lower triangular I + L [C, C], in float32.
 
-  Blocks of 16 rows by substitution; pairs of blocks are merged, X <- X (I - L X) with L what lies between the two. Powers
+  Blocks of 16 rows by substitution; pairs are merged, X <- X (I - L X) with L what lies between the two. Powers
   of L are never formed: they grow like binomials where keys repeat. Of bfloat16 products one Newton step takes the
   rounding back, T <- X (2 I - (I + L) X): of I + L both halves are met, and X is what bfloat16 holds.
 
@@ -242,71 +275,82 @@ def unit_lower_inverses(products: Products, units_CC: Sequence[Array], grid: Gri
     products: how to multiply.
     units_CC: float32.
     grid: of the chunk.
-    scratch: VMEM of [C, 128] in float32.
+    scratch: VMEM of [128, 128] in float32.
   """
   dot, dtype = products.dot, products.dtype
   C = grid.i.shape[0]
   identity = grid.identity()
   inverses = [x.astype(dtype) for x in _diagonal_inverses(units_CC, scratch)]
-  parts = [halves(x) for x in units_CC]
-  leading = units_CC if products.exact else [x for x, _ in parts]
+  leading = [x.astype(dtype) for x in units_CC]
   block = BLOCK
-  last = C if products.exact else C // 2
-  while block < last:
-    between = grid.same_block(2 * block) & ~grid.same_block(block)
-    steps = [dot(jnp.where(between, x, 0.0), inverse) for x, inverse in zip(leading, inverses, strict=True)]
-    inverses = [
-      dot(inverse, identity - step).astype(dtype) for inverse, step in zip(inverses, steps, strict=True)
-    ]
+  while block < (C if products.exact else C // 2):
+    inverses = _merged(products, leading, inverses, grid, block)
     block *= 2
   if products.exact:
     return inverses
-  both = [dot(jnp.concatenate(x, 0), inverse) for x, inverse in zip(parts, inverses, strict=True)]
-  return [
-    dot(inverse, (2 * identity - x[:C]) - x[C:]) for x, inverse in zip(both, inverses, strict=True)
+  residuals = [
+    identity - (products.fine_dot(x, inverse) - identity) for x, inverse in zip(units_CC, inverses, strict=True)
   ]
+  return [dot(inverse, residual) for inverse, residual in zip(inverses, residuals, strict=True)]
 
 
-def _diagonal_inverses(lowers_CC: Sequence[Array], scratch: Any) -> list[Array]:
-  """Returns (I + L)^-1 for what L is inside its diagonal blocks of 16 rows, zero elsewhere.
+def _merged(
+  products: Products, lowers_CC: Sequence[Array], inverses_CC: Sequence[Array], grid: Grid, block: int
+) -> list[Array]:
+  """Returns inverses of diagonal blocks twice as large as `block`: the later rows of a pair are all that changes."""
+  identity = grid.identity().astype(products.dtype)
+  between = _later(grid.same_block(2 * block) & (grid.j % (2 * block) < block), block)
+  steps = [
+    products.dot(jnp.where(between, _later(x, block), 0.0), y) for x, y in zip(lowers_CC, inverses_CC, strict=True)
+  ]
+  steps = [_woven(identity, (_later(grid.identity(), block) - x).astype(products.dtype), block) for x in steps]
+  lates = [products.dot(_later(x, block), step).astype(x.dtype) for x, step in zip(inverses_CC, steps, strict=True)]
+  return [_woven(x, late, block) for x, late in zip(inverses_CC, lates, strict=True)]
 
-  All blocks of up to eight heads go through one substitution on vectors: row i of every block lies in one [C / 16, 128],
-  lane 16 h + c for column c of head h. `scratch` turns rows of a block into rows of that.
+
+def _diagonal_inverses(units_CC: Sequence[Array], scratch: Any) -> list[Array]:
+  """Returns the inverses of the diagonal blocks of 16 rows, zero elsewhere.
+
+  All blocks of up to eight heads go through one substitution on vectors: row i of block n of head h becomes row
+  8 i + n of `stacked`, its column c lane 16 h + c. `scratch` turns the one order of rows into the other.
   """
-  C = lowers_CC[0].shape[0]
-  lane = lax.broadcasted_iota(jnp.int32, (BLOCK, LANES), 1)
+  C = units_CC[0].shape[0]
   starts = range(0, C, BLOCK)
+  lane = lax.broadcasted_iota(jnp.int32, (BLOCK, LANES), 1)
   for start in starts:
     packed = jnp.zeros((BLOCK, LANES), jnp.float32)
-    for h, lower in enumerate(lowers_CC):
-      rows = _lanes(lower[start : start + BLOCK], start, h * BLOCK)
+    for h, unit in enumerate(units_CC):
+      rows = _moved(unit[start : start + BLOCK], start, h * BLOCK)
       packed = jnp.where(lane // BLOCK == h, rows, packed)
     scratch[start : start + BLOCK] = packed
-  N = len(starts)
-  column = lax.broadcasted_iota(jnp.int32, (N, LANES), 1)
-  rows = [scratch[pl.ds(i, N, stride=BLOCK)] for i in range(BLOCK)]
-  inverses = [jnp.where(column % BLOCK == i, 1.0, 0.0) for i in range(BLOCK)]
-  for j in range(BLOCK - 1):
-    spread = column // BLOCK * BLOCK + j
-    for i in range(j + 1, BLOCK):
-      entry = jnp.take_along_axis(rows[i], spread, 1, mode='promise_in_bounds')
-      inverses[i] = inverses[i] - entry * inverses[j]
-  for i in range(BLOCK):
-    scratch[pl.ds(i, N, stride=BLOCK)] = inverses[i]
-  lane = lane[:, :C]
-  return [
-    jnp.concatenate(
-      [
-        jnp.where(lane // BLOCK == start // BLOCK, _lanes(scratch[start : start + BLOCK], h * BLOCK, start)[:, :C], 0.0)
-        for start in starts
-      ],
-      0,
-    )
-    for h in range(len(lowers_CC))
-  ]
+  stacked = jnp.concatenate([scratch[pl.ds(i, 8, stride=BLOCK)] for i in range(BLOCK)], 0)
+  for i, row in enumerate(_substituted(stacked)):
+    scratch[pl.ds(i, 8, stride=BLOCK)] = row
+
+  def block(start, h):
+    rows = _moved(scratch[start : start + BLOCK], h * BLOCK, start)
+    return jnp.where(lane // BLOCK == start // BLOCK, rows, 0.0)[:, :C]
+
+  return [jnp.concatenate([block(start, h) for start in starts], 0) for h in range(len(units_CC))]
 
 
-def _lanes(x: Array, origin: int, target: int) -> Array:
+def _substituted(stacked: Array) -> list[Array]:
+  """Returns the rows [8, 128] of the inverses of unit lower blocks, in the order of `_diagonal_inverses`."""
+  lane = lax.broadcasted_iota(jnp.int32, (8 * BLOCK, LANES), 1)
+  row = lax.broadcasted_iota(jnp.int32, (8 * BLOCK, LANES), 0) // 8
+  rest = jnp.where(lane % BLOCK == row, 1.0, 0.0)
+  done = []
+  for j in range(BLOCK):
+    done.append(rest[:8])
+    rest, left = rest[8:], BLOCK - 1 - j
+    if left:
+      column = (lane // BLOCK * BLOCK + j)[: 8 * left]
+      entry = jnp.take_along_axis(stacked[8 * (j + 1) :], column, 1, mode='promise_in_bounds')
+      rest = rest - entry * jnp.concatenate([done[j]] * left, 0)
+  return done
+
+
+def _moved(x: Array, origin: int, target: int) -> Array:
   """Returns [rows, 128] whose lane `target` holds lane `origin` of `x`, and so on around."""
   if x.shape[1] < LANES:
     x = jnp.pad(x, [(0, 0), (0, LANES - x.shape[1])])
@@ -330,23 +374,23 @@ def applied(
   inverses_CC: Sequence[Array],
   reads_CC: Sequence[Array],
   states_KV: Sequence[Array],
+  channel: bool,
 ) -> Applied:
   """Returns what the chunk reads and leaves; q and k are given for every value head.
 
   With one decay a head, its factors meet the products of q and k rather than q and k: fewer numbers, and both stay as
   exact as they came.
   """
-  C, K = ks_CK[0].shape
+  C, V = vs_CV[0].shape
   heads = range(len(ks_CK))
-  channel = gates.rise is not None and gates.rise[0].shape[1] == K
   inside, outside = (gates, Gates(None, None, None, None)) if channel else (Gates(None, None, None, None), gates)
   k_in, q_in, k_out = scaled(ks_CK, inside.rise), scaled(qs_CK, inside.rise), scaled(ks_CK, inside.fall)
   products_S = [products.dot(jnp.concatenate([k_in[h], q_in[h]], 0), states_KV[h]) for h in heads]
   recalled = scaled([x[:C] for x in products_S], outside.rise)
   seen = scaled([x[C:] for x in products_S], outside.rise)
-  wrong = [(vs_CV[h].astype(jnp.float32) - recalled[h]) * betas_C1[h] for h in heads]
+  wrong = [(vs_CV[h].astype(jnp.float32) - recalled[h]) * across(betas_C1[h], V) for h in heads]
   writes = [products.dot(inverse, x) for inverse, x in zip(inverses_CC, wrong, strict=True)]
-  reads = [seen[h] + products.dot(reads_CC[h], writes[h]) for h in heads]
+  reads = [x + products.fine_dot(read, write) for x, read, write in zip(seen, reads_CC, writes, strict=True)]
   lasting = scaled(writes, outside.fall)
   added = [products.dot(k, x, 'tn') for k, x in zip(k_out, lasting, strict=True)]
   return Applied(reads, [x + y for x, y in zip(scaled(states_KV, gates.keep), added, strict=True)])
@@ -354,4 +398,8 @@ def applied(
 
 def scaled(xs: Sequence[Array], factors: Sequence[Array] | None) -> list[Array]:
   """Returns each of `xs` times its factor; None is one throughout."""
-  return list(xs) if factors is None else [x * factor for x, factor in zip(xs, factors, strict=True)]
+  return (
+    list(xs)
+    if factors is None
+    else [x * (across(f, x.shape[1]) if f.shape[1] == LANES else f) for x, f in zip(xs, factors, strict=True)]
+  )
