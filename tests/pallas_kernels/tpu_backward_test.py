@@ -60,6 +60,11 @@ def layout_of(drawn, C, segments, dtype, heads=None):
   )
 
 
+@functools.cache
+def compiled(layout, interpret):
+  return jax.jit(functools.partial(tpu_backward.backward, layout, interpret=interpret), compiler_options=QUICK)
+
+
 def gradients(drawn, segment_ids, seed_o, seed_state, C, dtype=jnp.float32, heads=None, interpret=True):
   """Returns the gradients by each operand as `draws.outputs_and_gradients` does, from float64 arrays, by the kernel."""
   T, pad = seed_o.shape[1], -seed_o.shape[1] % C
@@ -81,8 +86,7 @@ def gradients(drawn, segment_ids, seed_o, seed_state, C, dtype=jnp.float32, head
     q, k, v, by_head(x['beta']), log_decay, jnp.asarray(x['initial_state'], jnp.float32),
     jnp.asarray(runs_BT, jnp.int32) if layout.segments else None,
   )  # fmt: skip
-  call = jax.jit(functools.partial(tpu_backward.backward, layout, interpret=interpret), compiler_options=QUICK)
-  found = call(
+  found = compiled(layout, interpret)(
     operands, jnp.asarray(inverse, dtype), jnp.asarray(states, dtype), do, jnp.asarray(seed_state, 'float32')
   )
   assert found.q.dtype == found.k.dtype == found.v.dtype == dtype
@@ -157,7 +161,7 @@ def test_the_adjoints_of_a_chunk_are_those_of_the_recurrence(decay):
     assert draws.error(got[name], want[name]) < 3e-6, name
 
 
-DEFAULT = ('plain', 'packed_scalar', 'grouped_channel', 'packed_channel', 'forgets_channels_at_once', 'half_masked')
+DEFAULT = ('plain', 'packed_scalar', 'packed_channel')  # the rest by name through the public door as well
 
 
 @pytest.mark.parametrize(
@@ -193,15 +197,24 @@ def test_bfloat16_operands_stay_within_the_field_s_tolerance_on_hard_data(decay)
   draws.assert_close(got, want, specs.BFLOAT16)
 
 
-@pytest.mark.parametrize('decay', ['scalar', 'channel'])
-def test_gate_gradients_of_bfloat16_operands_point_where_float64_points(decay):
-  """The trap of this backward pass: sums that cancel (cosine 0.3 where factors are rounded apart)."""
-  got, want = both(Spec(1, 256, 1, 1, 64, 64, decay, decay_rate=10.0), 128, jnp.bfloat16)
-  assert cosine(got['log_decay'], want['log_decay']) > 0.9999
+@pytest.mark.parametrize('decay, rate', [('scalar', 10.0), ('channel', 0.1)])
+def test_gate_gradients_of_bfloat16_operands_point_where_float64_points(decay, rate):
+  """The trap of this backward pass: sums over later tokens cancel nearly all that was added.
+
+  What it does harm to is the gradient of a rate, which is summed over tokens once more. Where the factors of those sums
+  are rounded apart from the products that they meet, its cosine here is 0.98 and its error 0.2.
+  """
+  spec = Spec(1, 256, 1, 1, 64, 64, decay, decay_rate=rate)
+  drawn, _ = draws.operands(spec)
+  got, want = both(spec, 128, jnp.bfloat16)
   draws.assert_close(got, want, specs.BFLOAT16)
+  assert cosine(got['log_decay'], want['log_decay']) > 0.9999
+  of_rate, wanted = (np.sum(np.asarray(x['log_decay'], np.float64) * drawn['log_decay'], 1) for x in (got, want))
+  assert draws.error(of_rate, wanted) < 2e-2
+  assert cosine(of_rate, wanted) > 0.999
 
 
-@pytest.mark.parametrize('decay', ['none', 'scalar', 'channel'])
+@pytest.mark.parametrize('decay', ['scalar', 'channel'])
 def test_boundaries_at_every_offset_of_a_chunk(decay):
   T = 18
   ids = (np.arange(T)[None] > np.arange(T - 1)[:, None]).astype(np.int32)
@@ -227,9 +240,9 @@ def test_hard_operands(name, decay):
   draws.assert_close(*both(Spec(2, 40, 1, 1, 16, 8, decay, boundary=0.05), 16, change=change), specs.FLOAT32)
 
 
-@pytest.mark.parametrize('HV, H, heads', [(4, 1, 2), (4, 2, 4), (4, 2, 1)])
+@pytest.mark.parametrize('HV, H, heads', [(4, 1, 2), (4, 2, 4)])
 def test_heads_may_be_taken_in_any_number_a_step(HV, H, heads):
-  """A group of value heads in one step, several groups in one, or a group over several steps."""
+  """A group of value heads over several steps, or several groups in one."""
   spec = Spec(1, 20, H, HV, 8, 8, 'scalar')
   draws.assert_close(*both(spec, 16, heads=heads), specs.FLOAT32)
 
