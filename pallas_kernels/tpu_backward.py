@@ -672,7 +672,7 @@ def _head_bytes(layout: Layout) -> int:
 
   Counted in float32 arrays of C x max(K, V, 128), from what the compiler of libtpu 0.0.42 asked for, rounded up.
   """
-  arrays = {'none': 36, 'scalar': 36, 'channel': 72}[layout.decay] * (7 if layout.exact else 4) // 4
+  arrays = {'none': 40, 'scalar': 40, 'channel': 72}[layout.decay] * (7 if layout.exact else 4) // 4
   return 4 * arrays * layout.C * max(layout.K, layout.V, tiling.TPU_LANES)
 
 
