@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import specs, tpu_backward, tpu_forward
@@ -255,3 +256,61 @@ def test_no_two_steps_race_and_scratch_that_begins_as_nan_is_written_first():
   from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
   assert not interpret_pallas_call.races.races_found
+
+
+def typed(layout, dtype, sharding=None):
+  """Returns the types of the arguments of `tpu_backward.backward` after the layout."""
+  B, T, HV, K, V = layout.B, layout.tokens, layout.HV, layout.K, layout.V
+
+  def array(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+  keys, values = array(B, T, layout.H * K, dtype=dtype), array(B, T, HV * V, dtype=dtype)
+  log_decay = {'none': None, 'scalar': array(B, HV, T), 'channel': array(B, T, HV * K)}[layout.decay]
+  run = array(B, T, dtype=jnp.int32) if layout.segments else None
+  state = array(B, HV, K, V)
+  operands = tpu_forward.Operands(keys, keys, values, array(B, HV, T), log_decay, state, run)
+  inverse, states = array(B, HV, layout.N, layout.C, layout.C), array(B, HV, layout.N, K, V)
+  inverse, states = (x.update(dtype=layout.products.dtype) for x in (inverse, states))
+  return operands, inverse, states, values, state
+
+
+LAYOUTS = {
+  'none': tpu_forward.Layout(1, 2, 128, 8, 8, 128, 128, 8, 'none', False, 1.0, False),
+  'scalar': tpu_forward.Layout(1, 2, 128, 8, 8, 128, 128, 8, 'scalar', False, 1.0, False),
+  'channel': tpu_forward.Layout(1, 2, 128, 8, 8, 128, 128, 8, 'channel', False, 1.0, False),
+  'packed, shared over steps': tpu_forward.Layout(2, 2, 64, 1, 16, 64, 128, 8, 'scalar', True, 1.0, False),
+  'packed, small, grouped': tpu_forward.Layout(2, 2, 64, 4, 8, 32, 32, 8, 'channel', True, 1.0, False),
+  'large': tpu_forward.Layout(1, 2, 128, 2, 8, 256, 256, 8, 'channel', False, 1.0, False),
+  'float32': tpu_forward.Layout(1, 2, 128, 4, 4, 128, 128, 4, 'channel', False, 1.0, True),
+}
+
+
+def lowered(layout, device_kind, sharding=None):
+  kind = jax.sharding.AbstractDevice(device_kind=device_kind, platform='tpu', num_cores=1)
+  arguments = typed(layout, jnp.float32 if layout.exact else jnp.bfloat16, sharding)
+  with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=kind)):
+    call = jax.jit(functools.partial(tpu_backward.backward, layout))
+    return call.trace(*arguments).lower(lowering_platforms=('tpu',))
+
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_it_lowers_for_tpu_without_one(name):
+  assert 'tpu_custom_call' in lowered(LAYOUTS[name], 'TPU v6 lite').as_text()
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize('name', LAYOUTS)
+@pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1'])
+def test_it_compiles_ahead_of_time(topology, name):
+  pytest.importorskip('libtpu', reason='to compile for a TPU without one, install libtpu')
+  device = topologies.get_topology_desc(platform='tpu', topology_name=topology).devices[0]
+  lowered(LAYOUTS[name], device.device_kind, jax.sharding.SingleDeviceSharding(device)).compile()
+
+
+def test_fewer_heads_are_taken_where_vmem_is_small():
+  heads = {name: tpu_backward.step_heads(layout, 16 * 2**20) for name, layout in LAYOUTS.items()}
+  assert 8 > heads['scalar'] > heads['channel'] > heads['large'] >= 1
+  assert all(tpu_backward.step_heads(layout, 128 * 2**20) == layout.heads for layout in LAYOUTS.values())
+  # Four heads of 32 fill the lanes of a register; fewer could not be addressed.
+  assert heads['packed, small, grouped'] >= 4
