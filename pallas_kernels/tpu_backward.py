@@ -32,8 +32,9 @@ and d log_decay is the sum of dG from a token to the end of the chunk. For a dec
 are left unsummed, and E, F act level by level of the dyadic anchors of `chunk_math`.
 
 The sum of dG over later tokens cancels nearly all of what it adds: a pair i > j enters once with each sign. Rounding
-that differs between <q, F k> and <k, F^T q> would remain. It does not differ here: the factors that multiply the
-products are the very ones, already rounded, that went into them, so that both are the same sum in another order.
+that differs between <q, F k> and <k, F^T q> would remain, and grow once more where a caller sums over tokens, as the
+gradient of a decay rate does. It does not differ here: the factors that multiply the products are the very ones,
+already rounded, that went into them, so that both are the same sum in another order. One bfloat16 pass is then enough.
 """
 
 from __future__ import annotations
