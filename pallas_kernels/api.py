@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels import convolution, reference, sequence, tiling, xla
+from pallas_kernels import convolution, pallas_tpu, reference, sequence, tiling, xla
 
 Array = jax.Array
 
@@ -38,6 +38,7 @@ class Call:
   chunk_size: int | None
   precision: lax.PrecisionLike
   recompute: bool
+  requested: bool  # by name: no other implementation will answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +49,26 @@ class Implementation:
   run: Callable[..., Any]
 
 
+def _run_tpu(call: Call, q, k, v, beta, log_decay, state, run_BT):
+  q, k, v = (x.astype(call.dtype) for x in (q, k, v))
+  return pallas_tpu.delta_rule(pallas_tpu.plan(call), q, k, v, beta, log_decay, state, run_BT)
+
+
+def _wide(call: Call, *operands: Array | None) -> list[Any]:
+  """Returns the operands in the type that sums are made in."""
+  return [None if x is None else x.astype(call.compute_dtype) for x in operands]
+
+
 def _run_xla(call: Call, q, k, v, beta, log_decay, state, run_BT):
   chunk = call.chunk_size or tiling.chunk_size(call.T, call.K, call.V)
   plan = xla.Plan(call.scale, chunk, call.precision, call.recompute)
+  q, k, v, beta, log_decay, state = _wide(call, q, k, v, beta, log_decay, state)
   return xla.delta_rule(plan, q, k, v, beta, log_decay, state, run_BT)
 
 
 def _run_reference(call: Call, q, k, v, beta, log_decay, state, run_BT):
   starts_BT = None if run_BT is None else jnp.diff(run_BT, axis=1, prepend=0) > 0
+  q, k, v, beta, log_decay, state = _wide(call, q, k, v, beta, log_decay, state)
   return reference.delta_rule(q, k, v, beta, log_decay, state, starts_BT, scale=call.scale, precision=call.precision)
 
 
@@ -65,6 +78,7 @@ def _always(call: Any) -> None:
 
 # Fastest first: the kernels for TPU and GPU stand above the form that runs everywhere.
 IMPLEMENTATIONS = {
+  'pallas_tpu': Implementation(pallas_tpu.refuses, _run_tpu),
   'xla': Implementation(_always, _run_xla),
   'reference': Implementation(
     lambda call: 'it has no chunks: leave chunk_size out' if call.chunk_size else None, _run_reference
@@ -146,17 +160,16 @@ def delta_rule(
     precision = lax.Precision.HIGHEST if dtype.itemsize >= 4 else lax.Precision.DEFAULT
   call = Call(
     B, T, H, HV, K, V, decay, run_BT is not None, dtype, compute,
-    K**-0.5 if scale is None else scale, chunk_size, precision, recompute,
+    K**-0.5 if scale is None else scale, chunk_size, precision, recompute, implementation is not None,
   )  # fmt: skip
   if initial_state is None:
     initial_state = jnp.zeros((B, HV, K, V), compute)
-  wide = [None if x is None else x.astype(compute) for x in (q, k, v, beta, log_decay, initial_state)]
-  place = None if axis_name is None else sequence.position(axis_name)
-  *operands, _ = _same_variance(*wide, run_BT, place)
   run = functools.partial(_answer, implementation)
   if axis_name is None:
-    o, state = run(call, *operands)
-  else:
+    o, state = run(call, *_same_variance(q, k, v, beta, log_decay, initial_state, run_BT))
+  else:  # what shards hand on is not rounded
+    wide = _wide(call, q, k, v, beta, log_decay, initial_state)
+    *operands, _ = _same_variance(*wide, run_BT, sequence.position(axis_name))
     o, state = sequence.delta_rule(sequence.Op(run, call, axis_name), *operands)
   return o.astype(v.dtype), state
 

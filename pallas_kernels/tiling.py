@@ -1,6 +1,13 @@
-"""Tile choice from shapes: pure. The figures behind it come from tests/benchmarks/xla_delta_rule.py."""
+"""Tile choice from shapes: pure. The figures behind it come from tests/benchmarks/xla_delta_rule.py, and for TPU from
+`python -m pallas_kernels.bench --static`."""
 
 from __future__ import annotations
+
+import dataclasses
+
+TPU_LANES = 128
+TPU_CHANNELS = (32, 64, 128, 256)  # sizes of a head that the TPU kernels know; others are padded to the next
+TPU_CHUNKS = (64, 128)
 
 
 def chunk_size(T: int, K: int, V: int) -> int:
@@ -14,3 +21,42 @@ def chunk_size(T: int, K: int, V: int) -> int:
   while chunk >= 2 * T and chunk > 1:
     chunk //= 2
   return chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class TpuTiles:
+  """What one grid step of a TPU kernel does: `heads` value heads by `chunk` tokens, of heads padded to K and V."""
+
+  chunk: int
+  heads: int
+  K: int
+  V: int
+
+
+def tpu_tiles(T: int, H: int, HV: int, K: int, V: int, chunk: int | None = None, most: int = 8) -> TpuTiles:
+  """Returns the tiles for T tokens of H key and HV value heads, K by V; `most` heads are done in one step.
+
+  Heads of a step are whole groups or part of one, and their lanes fill whole registers (or are all there are).
+  """
+  K, V = (next(size for size in TPU_CHANNELS if size >= channels) for channels in (K, V))
+  heads = _heads(H, HV, K, V, most)
+  if not heads:
+    K, V = (max(size, TPU_LANES) for size in (K, V))
+    heads = _heads(H, HV, K, V, most)
+  return TpuTiles(chunk or (64 if T <= 64 else 128), max(heads), K, V)
+
+
+def _heads(H: int, HV: int, K: int, V: int, most: int) -> list[int]:
+  """Returns the numbers of value heads, up to `most`, that a step can do."""
+  group = HV // H
+
+  def fits(heads):
+    keys = max(heads // group, 1)
+    whole = heads % group == 0 or group % heads == 0
+    return (
+      whole
+      and HV % heads == 0
+      and all(n * size % TPU_LANES == 0 or n == every for n, size, every in ((keys, K, H), (heads, V, HV)))
+    )
+
+  return [heads for heads in range(1, most + 1) if fits(heads)]
