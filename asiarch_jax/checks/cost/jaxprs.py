@@ -79,6 +79,20 @@ def wrapped(equation: JaxprEqn) -> ClosedJaxpr | Jaxpr | None:
   return None
 
 
+def scan_sizes(equation: JaxprEqn) -> tuple[int, int]:
+  """Returns how many operands of a scan are fixed, and how many its carry holds; the others are walked through.
+
+  Told by the axis that the body does not see, since the names of the parameters change with the version of JAX.
+  """
+  body, _ = opened(equation.params['jaxpr'])
+
+  def alike(outer: Any, inner: Any) -> int:
+    return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in zip(outer, inner, strict=True))
+
+  carry = alike(equation.outvars, body.outvars)
+  return alike(equation.invars, body.invars) - carry, carry
+
+
 def walk(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[JaxprEqn]:
   """Yields every equation, those of inner jaxprs behind the one that holds them."""
   for equation in opened(jaxpr)[0].eqns:
