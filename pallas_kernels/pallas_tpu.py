@@ -77,6 +77,17 @@ def delta_rule(
   """Returns (o_BTHV in the type of v, final state_BHKV in float32), as `xla.delta_rule` does."""
   layout = plan.layout
   T, V = v_BTHV.shape[1], v_BTHV.shape[3]
+  operands = laid_out(layout, q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay, state_BHKV, run_BT)
+  o, last_BHKV = _swept(plan, operands)
+  o_BTHV = o.reshape(layout.B, layout.tokens, layout.HV, layout.V)[:, :T, :, :V]
+  return o_BTHV, last_BHKV[:, :, : k_BTHK.shape[3], :V]
+
+
+def laid_out(
+  layout: Layout, q_BTHK: Array, k_BTHK: Array, v_BTHV: Array, beta_BTH: Array, log_decay: Any, state_BHKV, run_BT
+) -> Operands:
+  """Returns the operands as the kernels take them."""
+  T, V = v_BTHV.shape[1], v_BTHV.shape[3]
   K = k_BTHK.shape[3]
 
   def side_by_side(x_BTHD, D):
@@ -90,20 +101,15 @@ def delta_rule(
     log_decay = rows(log_decay)
   elif layout.decay == 'channel':
     log_decay = side_by_side(log_decay.astype(jnp.float32), layout.K)
-  o, last_BHKV = _swept(
-    plan,
-    Operands(
-      side_by_side(q_BTHK, layout.K),
-      side_by_side(k_BTHK, layout.K),
-      side_by_side(v_BTHV, layout.V),
-      rows(beta_BTH),
-      log_decay,
-      jnp.pad(state_BHKV.astype(jnp.float32), [(0, 0), (0, 0), (0, layout.K - K), (0, layout.V - V)]),
-      None if run_BT is None else jnp.pad(run_BT, [(0, 0), (0, layout.tokens - T)], mode='edge'),
-    ),
+  return Operands(
+    side_by_side(q_BTHK, layout.K),
+    side_by_side(k_BTHK, layout.K),
+    side_by_side(v_BTHV, layout.V),
+    rows(beta_BTH),
+    log_decay,
+    jnp.pad(state_BHKV.astype(jnp.float32), [(0, 0), (0, 0), (0, layout.K - K), (0, layout.V - V)]),
+    None if run_BT is None else jnp.pad(run_BT, [(0, 0), (0, layout.tokens - T)], mode='edge'),
   )
-  o_BTHV = o.reshape(layout.B, layout.tokens, layout.HV, layout.V)[:, :T, :, :V]
-  return o_BTHV, last_BHKV[:, :, :K, :V]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
