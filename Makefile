@@ -1,5 +1,6 @@
 # make search   sets up and runs the offline search        make test    sets up and runs the tests
 # make sweep    the long tests                             make check   formatter, linter, types
+# make versions the kernels under other JAX versions     make peers   cross-checks with other people's packages
 # ARGS='--cycles=30' make search   hands flags to the command behind it
 
 SHELL := /bin/bash
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 WORKERS ?= auto
 
-.PHONY: setup setup-test search test sweep check format clean
+.PHONY: setup setup-test search test sweep versions peers check format clean
 
 setup: $(VENV)/.ready
 setup-test: $(VENV)/.ready-test
@@ -41,6 +42,13 @@ test: $(VENV)/.ready-test
 
 sweep: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile -m sweep $(ARGS)
+
+# These make their own environments, of other Pythons; ARGS=--all runs the whole suite under each JAX.
+versions:
+	$(PYTHON) tests/versions.py $(ARGS)
+
+peers:
+	$(PYTHON) tests/versions.py peers-torch peers-jax $(ARGS)
 
 check: $(VENV)/.ready-test
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ call, or returns None; `run` answers it. Without a request, the first row that d
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels import convolution, pallas_tpu, reference, tiling, xla
+from pallas_kernels import convolution, pallas_tpu, reference, sequence, tiling, xla
 
 Array = jax.Array
 
@@ -99,6 +100,7 @@ def delta_rule(
   precision: lax.PrecisionLike = None,
   recompute: bool = False,
   implementation: str | None = None,
+  axis_name: Any = None,
 ) -> tuple[Array, Array]:
   """Returns (o [B, T, HV, V] in the type of v, final state [B, HV, K, V] in float32) of the delta rule.
 
@@ -107,7 +109,8 @@ def delta_rule(
   (`l2_normalise`); beta lies in [0, 1], or in [0, 2] where negative eigenvalues are wanted.
 
   Differentiable in every array but `segment_ids`, and through the final state. Works under `jit`, `vmap`, `scan`,
-  `shard_map` over batch or heads, and remat; residuals carry the names in `xla.RESIDUALS`.
+  `shard_map` over batch, heads or tokens (`axis_name`), and remat; residuals carry the names in `xla.RESIDUALS` and
+  `sequence.RESIDUALS`.
 
   Args:
     q, k: [B, T, H, K].
@@ -122,9 +125,14 @@ def delta_rule(
     precision: of the matrix products; None is HIGHEST for operands of 32 bits and more.
     recompute: keep only the operands for the backward pass and make the rest again: less memory, more work.
     implementation: a key of IMPLEMENTATIONS, or None for the first that supports the call.
+    axis_name: the mesh axis that the tokens are spread over, inside `shard_map`: each shard gives its own T tokens, in
+      the order of the axis, and `segment_ids` of them. The result is that of all tokens on one device: `initial_state`
+      comes before the first token of all, and the final state after the last of all, both the same on every shard.
+      Where P shards do not divide a length, append tokens of beta 0, log_decay 0 and the last id: they change no state.
+      Each device receives (P - 1) B HV K (K + V) entries forward and (P - 1) B HV K V backward; details in `sequence`.
 
   Raises:
-    ValueError: shapes or options that contradict each other.
+    ValueError: shapes or options that contradict each other; `axis_name` where no such axis is mapped.
     NotImplementedError: the implementation asked for, or every one, refuses the call; names each reason.
   """
   B, T, H, K = _shape('q', q, 4)
@@ -144,7 +152,7 @@ def delta_rule(
     _expect('initial_state', initial_state, (B, HV, K, V))
   if chunk_size is not None and (chunk_size < 1 or chunk_size & (chunk_size - 1)):
     raise ValueError(f'chunk_size is {chunk_size}; it must be a power of two, such as 32 or 64')
-  run_BT = None if segment_ids is None else _runs(segment_ids, (B, T))
+  run_BT = None if segment_ids is None else _runs(segment_ids, (B, T), axis_name)
 
   dtype = jnp.result_type(q, k, v)
   compute = jnp.promote_types(jnp.result_type(dtype, beta, *(() if log_decay is None else (log_decay,))), jnp.float32)
@@ -156,9 +164,18 @@ def delta_rule(
   )  # fmt: skip
   if initial_state is None:
     initial_state = jnp.zeros((B, HV, K, V), compute)
-  operands = _same_variance(q, k, v, beta, log_decay, initial_state, run_BT)
-  o, state = chosen(IMPLEMENTATIONS, 'delta_rule', implementation, call).run(call, *operands)
+  run = functools.partial(_answer, implementation)
+  if axis_name is None:
+    o, state = run(call, *_same_variance(q, k, v, beta, log_decay, initial_state, run_BT))
+  else:  # what shards hand on is not rounded
+    wide = _wide(call, q, k, v, beta, log_decay, initial_state)
+    *operands, _ = _same_variance(*wide, run_BT, sequence.position(axis_name))
+    o, state = sequence.delta_rule(sequence.Op(run, call, axis_name), *operands)
   return o.astype(v.dtype), state
+
+
+def _answer(implementation: str | None, call: Call, *operands):
+  return chosen(IMPLEMENTATIONS, 'delta_rule', implementation, call).run(call, *operands)
 
 
 def delta_rule_step(
@@ -229,6 +246,7 @@ def causal_conv(
   initial_state: Array | None = None,
   segment_ids: Array | None = None,
   implementation: str | None = None,
+  axis_name: Any = None,
 ) -> tuple[Array, Array]:
   """Returns (y [B, T, D] in the type of x, final state [B, W - 1, D]) of a depthwise causal convolution.
 
@@ -241,9 +259,11 @@ def causal_conv(
     initial_state: [B, W - 1, D], the inputs before the first token; zero if None.
     segment_ids: integers [B, T]; taps do not reach over a change of id. The first token continues `initial_state`.
     implementation: a key of CONVOLUTIONS, or None for the first that supports the call.
+    axis_name: the mesh axis that the tokens are spread over, inside `shard_map`, as `delta_rule` has it: both states
+      are those of all tokens, the same on every shard. Each device receives the B (W - 1) D inputs before its own.
 
   Raises:
-    ValueError: shapes that contradict each other, or W out of range.
+    ValueError: shapes that contradict each other, W out of range, or `axis_name` where no such axis is mapped.
     NotImplementedError: the implementation asked for, or every one, refuses the call; names each reason.
   """
   B, T, D = _shape('x', x, 3)
@@ -253,10 +273,13 @@ def causal_conv(
     raise ValueError(f'weight has {W} taps; 1 to 128 are supported: use a recurrence or an FFT for longer filters')
   if initial_state is not None:
     _expect('initial_state', initial_state, (B, W - 1, D))
-  run_BT = None if segment_ids is None else _runs(segment_ids, (B, T))
+  run_BT = None if segment_ids is None else _runs(segment_ids, (B, T), axis_name)
   if initial_state is None:
     initial_state = jnp.zeros((B, W - 1, D), x.dtype)
-  x, weight, initial_state, run_BT = _same_variance(x, weight, initial_state.astype(x.dtype), run_BT)
+  place = None if axis_name is None else sequence.position(axis_name)
+  x, weight, initial_state, run_BT, _ = _same_variance(x, weight, initial_state.astype(x.dtype), run_BT, place)
+  if axis_name is not None:
+    initial_state = sequence.halo(x, initial_state, segment_ids, axis_name)
   call = ConvolutionCall(B, T, D, W, run_BT is not None)
   compute = jnp.promote_types(jnp.result_type(x, weight), jnp.float32)
   wide = (operand.astype(compute) for operand in (x, weight, initial_state))
@@ -265,7 +288,7 @@ def causal_conv(
   if run_BT is not None:
     run_seen = jnp.pad(run_BT, [(0, 0), (W - 1, 0)])[:, T:]
     seen = jnp.where((run_seen == run_BT[:, -1:])[..., None], seen, 0)
-  return y.astype(x.dtype), seen
+  return y.astype(x.dtype), seen if axis_name is None else sequence.of_last_shard(seen, axis_name)
 
 
 def causal_conv_step(x: Array, weight: Array, state: Array) -> tuple[Array, Array]:
@@ -293,9 +316,11 @@ def _expect(name: str, x: Array, shape: tuple[int, ...]) -> None:
     raise ValueError(f'{name} has shape {x.shape}; the other operands imply {shape}')
 
 
-def _runs(segment_ids: Array, shape: tuple[int, int]) -> Array:
+def _runs(segment_ids: Array, shape: tuple[int, int], axis_name: Any = None) -> Array:
   """Returns how many times the id has changed up to each token: ids that come back are new segments."""
   _expect('segment_ids', segment_ids, shape)
+  if axis_name is not None:
+    return sequence.runs(segment_ids, axis_name)
   changes = segment_ids[:, 1:] != segment_ids[:, :-1]
   return jnp.pad(jnp.cumsum(changes, 1, dtype=jnp.int32), [(0, 0), (1, 0)])
 

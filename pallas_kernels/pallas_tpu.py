@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels import tiling, tpu_forward, xla
+from pallas_kernels import tiling, tpu_backward, tpu_forward, xla
 from pallas_kernels.tpu_forward import Layout, Operands
 
 Array = jax.Array
@@ -135,24 +135,8 @@ _swept.defvjp(_swept_forward, _swept_backward)
 
 
 def _gradients(plan: Plan, operands: Operands, kept, do: Array, dlast_BHKV: Array) -> Operands:
-  """Returns the cotangents of `operands`, by the maths of the XLA form: right, but slower than a kernel would be."""
-  del kept
-  layout = plan.layout
-  precision = lax.Precision.HIGHEST if layout.exact else lax.Precision.DEFAULT
-  wide = xla.Plan(layout.scale, min(layout.C, 64), precision)
-
-  def outputs(q, k, v, beta, log_decay, state):
-    q, k, v = (
-      x.astype(jnp.float32).reshape(layout.B, layout.tokens, heads, -1)
-      for x, heads in ((q, layout.H), (k, layout.H), (v, layout.HV))
-    )
-    if layout.decay == 'scalar':
-      log_decay = log_decay.swapaxes(1, 2)
-    elif layout.decay == 'channel':
-      log_decay = log_decay.reshape(layout.B, layout.tokens, layout.HV, layout.K)
-    return xla.delta_rule(wide, q, k, v, beta.swapaxes(1, 2), log_decay, state, operands.run)
-
-  _, pull = jax.vjp(outputs, *operands[:-1])
-  do_BTHV = do.astype(jnp.float32).reshape(layout.B, layout.tokens, layout.HV, layout.V)
-  dq, dk, dv, dbeta, dlog_decay, dstate = pull((do_BTHV, dlast_BHKV))
-  return Operands(dq, dk, dv, dbeta, dlog_decay, dstate, None)
+  """Returns the cotangents of `operands`; what was not kept for them is made again by the forward kernel."""
+  if kept is None:
+    kept = tpu_forward.forward(plan.layout, operands, residuals=True, interpret=plan.interpret)[2:]
+  inverse, states = kept
+  return tpu_backward.backward(plan.layout, operands, inverse, states, do, dlast_BHKV, interpret=plan.interpret)

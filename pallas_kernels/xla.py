@@ -1,9 +1,10 @@
 """Chunkwise delta rule in plain JAX: runs on every backend, and is the CPU path. The maths of a chunk: `chunk_math`.
 
-Everything inside the chunks is done for all chunks at once. Between them only the state is carried, by an affine map
-that was made beforehand, S' = M S + N: one K x K by K x V product a chunk. The backward pass walks the transposed map.
+A loop walks over M blocks of N chunks and carries the state; the backward pass walks it from the end. Blocks are as
+large as a processor's cache likes: what a block makes on its way is read again while it is still there, and the same
+memory serves the next block. What does not need the state is done for all chunks of a block at once.
 
-Axes: B batch, H key heads, N chunks, G value heads a key head, then C x K or C x V.
+Axes: B batch, H key heads, N chunks of a block, G value heads a key head, then C x K or C x V; M blocks.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pallas_kernels.chunk_math import dot
 
 Array = jax.Array
 RESIDUALS = ('delta_rule_inverse', 'delta_rule_states')
+BLOCK_ENTRIES = 2**14  # of B x HV x tokens x max(K, V) in a block, or one chunk where that holds more
+BLOCK_CHUNKS = 8  # at most: they are written out one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Plan:
   chunk: int
   precision: lax.PrecisionLike = lax.Precision.HIGHEST
   recompute: bool = False
+  blocks: int = 1
 
 
 class Factors(NamedTuple):
@@ -49,6 +53,14 @@ class Factors(NamedTuple):
   keep: Array
 
 
+def _blocks(B: int, T: int, HV: int, size: int, chunk: int) -> tuple[int, int]:
+  """Returns (M blocks, N chunks in each) for T tokens: M N chunks hold them, with fewer than M chunks to spare."""
+  chunks = -(-T // chunk)
+  most = max(1, min(BLOCK_CHUNKS, BLOCK_ENTRIES // (B * HV * chunk * size)))
+  M = -(-chunks // most)
+  return M, -(-chunks // M)
+
+
 def delta_rule(
   plan: Plan,
   q_BTHK: Array,
@@ -64,45 +76,34 @@ def delta_rule(
   `run_BT` numbers the segments: 0 while the initial state is visible, one more at each start; None for one segment.
   T need not be a multiple of the chunk: tokens that change nothing are appended.
   """
-  B, T, _, _ = q_BTHK.shape
-  _, _, HV, V = v_BTHV.shape
-  if q_BTHK.shape[2] == 1 < HV:
+  B, T, H, K = q_BTHK.shape
+  HV, V = v_BTHV.shape[2:]
+  if H == 1 < HV:
     # With a single key head XLA CPU crashes on the mapped gradient (jaxlib 0.10.2, SIGSEGV while compiling), so here
     # the one head is repeated.
-    q_BTHK, k_BTHK = (jnp.broadcast_to(x, (B, T, HV, x.shape[-1])) for x in (q_BTHK, k_BTHK))
-  H = q_BTHK.shape[2]
-  G, C = HV // H, plan.chunk
-  pad = -T % C
+    q_BTHK, k_BTHK = (jnp.broadcast_to(x, (B, T, HV, K)) for x in (q_BTHK, k_BTHK))
+    H = HV
+  M, N = _blocks(B, T, HV, max(K, V), plan.chunk)
+  pad = M * N * plan.chunk - T
 
-  def chunks(x_BT, groups):
-    x_BT = jnp.pad(x_BT, [(0, 0), (0, pad)] + [(0, 0)] * (x_BT.ndim - 2))
-    x_BNCHG = x_BT.reshape(B, (T + pad) // C, C, H, groups, *x_BT.shape[3:])
-    return jnp.moveaxis(x_BNCHG, (3, 1, 4, 2), (1, 2, 3, 4))
+  def padded(x_BT):
+    return jnp.pad(x_BT, [(0, 0), (0, pad)] + [(0, 0)] * (x_BT.ndim - 2)) if pad else x_BT
 
-  run = before = None
+  runs = None
   if run_BT is not None:
-    run_BNC = jnp.pad(run_BT, [(0, 0), (0, pad)], mode='edge').reshape(B, -1, C)
-    before_BN = jnp.pad(run_BNC[:, :-1, -1], [(0, 0), (1, 0)])
-    run, before = run_BNC[:, None, :, None], before_BN[:, None, :, None, None]
-  o_BHNGCV, state_BHGKV = _chunkwise(
-    plan,
-    chunks(q_BTHK, 1),
-    chunks(k_BTHK, 1),
-    chunks(v_BTHV, G),
-    chunks(beta_BTH, G),
-    None if log_decay is None else chunks(log_decay, G),
-    state_BHKV.reshape(B, H, G, *state_BHKV.shape[2:]),
-    (run, before),
-  )
-  o_BTHV = jnp.moveaxis(o_BHNGCV, (2, 4), (1, 2)).reshape(B, -1, HV, V)[:, :T]
-  return o_BTHV, state_BHGKV.reshape(state_BHKV.shape)
+    run_BT = jnp.pad(run_BT, [(0, 0), (0, pad)], mode='edge')
+    runs = run_BT, jnp.pad(run_BT[:, :-1], [(0, 0), (1, 0)])
+  tokens = [None if x is None else padded(x) for x in (q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay)]
+  state_BHGKV = state_BHKV.reshape(B, H, HV // H, K, V)
+  o_BTHV, state_BHGKV = _blockwise(dataclasses.replace(plan, blocks=M), *tokens, state_BHGKV, runs)
+  return o_BTHV[:, :T], state_BHGKV.reshape(B, HV, K, V)
 
 
 def _factors(plan: Plan, runs, q_CK, k_CK, v_CV, beta_C, log_decay) -> Factors:
   """Returns the factors of all chunks; its derivative is left to JAX (elementwise work and two Gram products)."""
   run_C, before = runs
   q_CK = q_CK * plan.scale
-  ones_C1 = jnp.ones((*beta_C.shape, 1), beta_C.dtype)
+  ones_C1 = jnp.ones_like(beta_C)[..., None]  # made of beta, so that it varies over the mesh axes that beta does
   total = None
   rise = fall = ones_C1
   keep = ones_C1[..., :1, :]
@@ -136,92 +137,126 @@ def _scaled(factor: Array, x_CX: Array) -> Array:
   return x_CX * (factor if factor.shape[-1] > 1 else chunk_math.columns(factor[..., 0], x_CX.shape[-1]))
 
 
-def _transition(factors: Factors, w_CK: Array, precision) -> Array:
-  """Returns M_KK of S' = M S + N, which is keep I - k_out^T W with W = (I + lower)^-1 k_in."""
-  K = w_CK.shape[-1]
-  return factors.keep * jnp.eye(K, dtype=w_CK.dtype) - dot(factors.k_out, w_CK, 'tn', precision)
+def _split(plan: Plan, x_BT: Array) -> Array:
+  """Returns the tokens of each block, [M, B, N C, ...]: what the loop over blocks takes one by one."""
+  B, T = x_BT.shape[:2]
+  return jnp.moveaxis(x_BT.reshape(B, plan.blocks, T // plan.blocks, *x_BT.shape[2:]), 1, 0)
 
 
-def _carry(plan: Plan, map_NKK: Array, add_NKV: Array, first_KV: Array, *, back: bool = False) -> tuple[Array, Array]:
-  """Returns (the state that each chunk receives, the last state) of S <- M S + N over chunks, axis 2.
-
-  `back` walks from the last chunk to the first with the transposed maps.
-  """
-  N = map_NKK.shape[2]
-  over = 'tn' if back else 'nn'
-  order = slice(None, None, -1) if back else slice(None)
-
-  def step(state_KV, affine):
-    map_KK, add_KV = affine
-    after_KV = dot(map_KK, state_KV, over, plan.precision) + add_KV
-    return after_KV, after_KV
-
-  # The first step stands outside the scan, so that the carry has one type under shard_map whatever the first state's.
-  maps, adds = jnp.moveaxis(map_NKK, 2, 0)[order], jnp.moveaxis(add_NKV, 2, 0)[order]
-  second_KV, _ = step(first_KV, (maps[0], adds[0]))
-  last_KV, later = lax.scan(step, second_KV, (maps[1:], adds[1:]), unroll=min(N, 8))
-  received = jnp.concatenate([first_KV[None], second_KV[None], later[:-1]])[:N]
-  return jnp.moveaxis(received[order], 0, 2), last_KV
+def _whole(x_MBT: Array) -> Array:
+  """Returns the tokens of all blocks in one row: undoes `_split`."""
+  M, B, T = x_MBT.shape[:3]
+  return jnp.moveaxis(x_MBT, 0, 1).reshape(B, M * T, *x_MBT.shape[3:])
 
 
-def _sweep(plan: Plan, operands, state_KV):
-  """Returns (o, last state, inverse, received states) of all chunks."""
-  factors = _factors(plan, operands[-1], *operands[:-1])
+def _chunks(plan: Plan, x_BT: Array, H: int) -> Array:
+  """Returns the tokens of a block as chunks, [B, H, N, G, C, ...] from [B, N C, H G, ...]."""
+  B, T, HG = x_BT.shape[:3]
+  x_BNCHG = x_BT.reshape(B, T // plan.chunk, plan.chunk, H, HG // H, *x_BT.shape[3:])
+  return jnp.moveaxis(x_BNCHG, (3, 1, 4, 2), (1, 2, 3, 4))
+
+
+def _tokens(x_BHNGC: Array) -> Array:
+  """Returns the chunks of a block as tokens: undoes `_chunks`."""
+  B, H, N, G, C = x_BHNGC.shape[:5]
+  x_BNCHG = jnp.moveaxis(x_BHNGC, (1, 2, 3, 4), (3, 1, 4, 2))
+  return x_BNCHG.reshape(B, N * C, H * G, *x_BHNGC.shape[5:])
+
+
+def _operands(plan: Plan, tokens, runs):
+  """Returns (the operands of `_factors` as chunks, and their runs) from the tokens of one block."""
+  H = tokens[0].shape[2]
+  chunked = tuple(None if x is None else _chunks(plan, x, H) for x in tokens)
+  if runs is None:
+    return chunked, (None, None)
+  run, before = (x.reshape(x.shape[0], 1, -1, 1, plan.chunk) for x in runs)
+  return chunked, (run, before[..., :1])
+
+
+def _over_blocks(plan: Plan, step, carry, items, *, back: bool = False):
+  """Returns (carry, stacked results) of carry, result = step(carry, item) over all blocks."""
+  if plan.blocks == 1:
+    carry, result = step(carry, jax.tree.map(lambda x: x[0], items))
+    return carry, jax.tree.map(lambda x: x[None], result)
+  return lax.scan(step, carry, items, reverse=back)
+
+
+def _sweep(plan: Plan, tokens, state_KV, runs):
+  """Returns (o_BTHV, last state, inverses, received states), the last two of every block."""
   product = functools.partial(dot, precision=plan.precision)
-  inverse_CC = checkpoint_name(chunk_math.unit_lower_inverse(factors.lower, plan.precision), RESIDUALS[0])
-  w_CK, u_CV = product(inverse_CC, factors.k_in), product(inverse_CC, factors.v_in)
-  map_KK = _transition(factors, w_CK, plan.precision)
-  states_KV, last_KV = _carry(plan, map_KK, product(factors.k_out, u_CV, 'tn'), state_KV)
-  states_KV = checkpoint_name(states_KV, RESIDUALS[1])
-  o_CV = product(factors.q_in, states_KV) + product(factors.read, u_CV - product(w_CK, states_KV))
-  return o_CV, last_KV, inverse_CC, states_KV
+
+  def step(state_KV, item):
+    operands, run = _operands(plan, *item)
+    factors = _factors(plan, run, *operands)
+    inverse_CC = chunk_math.unit_lower_inverse(factors.lower, plan.precision)
+    states, writes = [], []
+    for n in range(inverse_CC.shape[2]):
+      each = jax.tree.map(lambda x, n=n: x[:, :, min(n, x.shape[2] - 1)], (inverse_CC, factors))
+      inverse, chunk = each
+      states.append(state_KV)
+      writes.append(product(inverse, chunk.v_in - product(chunk.k_in, state_KV)))
+      state_KV = chunk.keep * state_KV + product(chunk.k_out, writes[-1], 'tn')
+    states_KV, u_CV = jnp.stack(states, 2), jnp.stack(writes, 2)
+    o_CV = product(factors.q_in, states_KV) + product(factors.read, u_CV)
+    return state_KV, (_tokens(o_CV), (inverse_CC, states_KV))
+
+  items = jax.tree.map(functools.partial(_split, plan), (tokens, runs))
+  last_KV, (o_MBTHV, kept) = _over_blocks(plan, step, state_KV, items)
+  return _whole(o_MBTHV), last_KV, kept
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunkwise(plan, q_CK, k_CK, v_CV, beta_C, log_decay, state_KV, runs):
-  o_CV, last_KV, _, _ = _sweep(plan, (q_CK, k_CK, v_CV, beta_C, log_decay, runs), state_KV)
-  return o_CV, last_KV
+def _blockwise(plan, q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay, state_KV, runs):
+  o_BTHV, last_KV, _ = _sweep(plan, (q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay), state_KV, runs)
+  return o_BTHV, last_KV
 
 
-def _chunkwise_forward(plan, q_CK, k_CK, v_CV, beta_C, log_decay, state_KV, runs):
-  operands = (q_CK, k_CK, v_CV, beta_C, log_decay, runs)
-  o_CV, last_KV, inverse_CC, states_KV = _sweep(plan, operands, state_KV)
-  kept = None if plan.recompute else (inverse_CC, states_KV)
-  return (o_CV, last_KV), (operands, state_KV, kept)
+def _blockwise_forward(plan, q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay, state_KV, runs):
+  tokens = (q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay)
+  o_BTHV, last_KV, kept = _sweep(plan, tokens, state_KV, runs)
+  kept = None if plan.recompute else tuple(map(checkpoint_name, kept, RESIDUALS))
+  return (o_BTHV, last_KV), (tokens, state_KV, runs, kept)
 
 
-def _chunkwise_backward(plan, residuals, cotangents):
+def _blockwise_backward(plan, residuals, cotangents):
   """The adjoints of the triangular solve and of the state; those of the factors by `jax.vjp` of `_factors`."""
-  operands, state_KV, kept = residuals
-  do_CV, dlast_KV = cotangents
+  tokens, state_KV, runs, kept = residuals
+  do_BTHV, dlast_KV = cotangents
   product = functools.partial(dot, precision=plan.precision)
-  runs = operands[-1]
-  factors, pull = jax.vjp(functools.partial(_factors, plan, runs), *operands[:-1])
   if kept is None:
-    _, _, inverse_CC, states_KV = _sweep(plan, operands, state_KV)
-  else:
-    inverse_CC, states_KV = kept
-  w_CK = product(inverse_CC, factors.k_in)
-  u_CV = product(inverse_CC, factors.v_in - product(factors.k_in, states_KV))
+    *_, kept = _sweep(plan, tokens, state_KV, runs)
 
-  read_do_CV = product(factors.read, do_CV, 'tn')
-  add_KV = product(factors.q_in, do_CV, 'tn') - product(w_CK, read_do_CV, 'tn')
-  dafter_KV, dstate_KV = _carry(plan, _transition(factors, w_CK, plan.precision), add_KV, dlast_KV, back=True)
-  du_CV = read_do_CV + product(factors.k_out, dafter_KV)
-  dv_in_CV = product(inverse_CC, du_CV, 'tn')
-  dkeep = (states_KV * dafter_KV).sum(-1, keepdims=True)
-  dfactors = Factors(
-    lower=-product(dv_in_CV, u_CV, 'nt'),
-    read=product(do_CV, u_CV, 'nt'),
-    k_in=-product(dv_in_CV, states_KV, 'nt'),
-    v_in=dv_in_CV,
-    q_in=product(do_CV, states_KV, 'nt'),
-    k_out=product(u_CV, dafter_KV, 'nt'),
-    keep=dkeep,
-  )
-  # Factors that heads of a group share were met by every head of the group: their cotangents add up.
-  dfactors = Factors(*(_summed_to(dx, x.shape) for dx, x in zip(dfactors, factors, strict=True)))
-  return *pull(dfactors), dstate_KV, None
+  def step(dafter_KV, item):
+    (tokens, runs, do_BTHV), (inverse_CC, states_KV) = item
+    operands, run = _operands(plan, tokens, runs)
+    do_CV = _chunks(plan, do_BTHV, tokens[0].shape[2])
+    factors, pull = jax.vjp(functools.partial(_factors, plan, run), *operands)
+    u_CV = product(inverse_CC, factors.v_in - product(factors.k_in, states_KV))
+    read_do_CV, q_do_KV = product(factors.read, do_CV, 'tn'), product(factors.q_in, do_CV, 'tn')
+    afters, solved = [], []
+    for n in reversed(range(inverse_CC.shape[2])):
+      inverse, chunk = jax.tree.map(lambda x, n=n: x[:, :, min(n, x.shape[2] - 1)], (inverse_CC, factors))
+      afters.append(dafter_KV)
+      solved.append(product(inverse, read_do_CV[:, :, n] + product(chunk.k_out, dafter_KV), 'tn'))
+      dafter_KV = chunk.keep * dafter_KV + q_do_KV[:, :, n] - product(chunk.k_in, solved[-1], 'tn')
+    dafters_KV, dv_in_CV = jnp.stack(afters[::-1], 2), jnp.stack(solved[::-1], 2)
+    dfactors = Factors(
+      lower=-product(dv_in_CV, u_CV, 'nt'),
+      read=product(do_CV, u_CV, 'nt'),
+      k_in=-product(dv_in_CV, states_KV, 'nt'),
+      v_in=dv_in_CV,
+      q_in=product(do_CV, states_KV, 'nt'),
+      k_out=product(u_CV, dafters_KV, 'nt'),
+      keep=(states_KV * dafters_KV).sum(-1, keepdims=True),
+    )
+    # Factors that heads of a group share were met by every head of the group: their cotangents add up.
+    dfactors = Factors(*(_summed_to(dx, x.shape) for dx, x in zip(dfactors, factors, strict=True)))
+    return dafter_KV, jax.tree.map(_tokens, pull(dfactors))
+
+  items = jax.tree.map(functools.partial(_split, plan), (tokens, runs, do_BTHV))
+  dstate_KV, dtokens = _over_blocks(plan, step, dlast_KV, (items, kept), back=True)
+  dtokens = jax.tree.map(_whole, dtokens)
+  return *dtokens, dstate_KV, None
 
 
 def _summed_to(x: Array, shape: tuple[int, ...]) -> Array:
@@ -230,4 +265,4 @@ def _summed_to(x: Array, shape: tuple[int, ...]) -> Array:
   return x.sum(axes, keepdims=True) if axes else x
 
 
-_chunkwise.defvjp(_chunkwise_forward, _chunkwise_backward)
+_blockwise.defvjp(_blockwise_forward, _blockwise_backward)

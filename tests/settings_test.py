@@ -1,6 +1,8 @@
 """Every setting changes something: each leaf has a probe whose answer differs between the default and another value."""
 
+import ast
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +12,14 @@ import pytest
 from asiarch_jax import config, cycle, worker
 from asiarch_jax.agents import evolution, judge
 from asiarch_jax.arch import contract, lm
-from asiarch_jax.arch.baselines import delta_net
+from asiarch_jax.arch.baselines import delta_net, gated_delta_net
 from asiarch_jax.records import Cost, Job, to_json, without_timing
 from asiarch_jax.search import fitness, pool, sampling
 from asiarch_jax.shell import corpus as corpora
 from asiarch_jax.tasks import TASKS
 from tests import samples
 
+ROOT = pathlib.Path(__file__).parents[1]
 SMALL = config.from_dict(
   {
     'model': {'width': 16, 'layers': 2, 'heads': 2, 'mlp_width': 24},
@@ -78,6 +81,13 @@ def examples(experiment):
   return [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(made)]
 
 
+def matching(experiment):
+  """Whether a mixer of another size can be brought to the parameters of the baseline."""
+  target = lm.parameter_count(delta_net.Mixer, experiment.model)
+  job = Job('gated_delta_net', '', config.worker_part(experiment), parameters=target)
+  return worker.matched(gated_delta_net.Mixer, job, experiment)[1].passed
+
+
 PROBES = {
   'model.width': (host, 32),
   'model.layers': (host, 3),
@@ -109,6 +119,8 @@ PROBES = {
   'tasks.symbols': (examples, 12),
   'tasks.length': (examples, 12),
   'tasks.copies': (examples, 3),
+  'checks.parameter_tolerance': (matching, 1e-9),
+  'checks.smallest_mlp': (matching, 0.99),
   'researcher.fresh': (proposals, 0.9),
   'researcher.combine': (proposals, 0.0),
   'researcher.simplify': (proposals, 0.9),
@@ -140,40 +152,46 @@ MEASURED = {  # by training a tiny model: slow, in the sweep
   'tasks.steps': 8,
   'tasks.examples': 16,
 }
-ELSEWHERE = {
-  'name': 'tests/report: the page is titled by it',
-  'corpus.path': 'tests/shell/archive_test.py: another corpus is refused',
-  'search.cycles': 'tests/commands_test.py: more cycles continue',
-  'training.data_parallel': 'tests/training: the mesh (4, 2) gives the losses of one device',
-  'training.checkpoint_every': 'tests/training: resumed equals uninterrupted',
-  'monitor.too_slow': 'tests/cycle_test.py: the limit follows the parent, and tests/training: it stops a run',
-  'evaluation.batch': 'windows a call: results agree whatever it is, tests/training',
-  'checks.lengths': 'tests/checks',
-  'checks.tolerance': 'tests/checks',
-  'checks.growth': 'tests/checks',
-  'checks.parameter_tolerance': 'tests/arch: matched_mlp_width',
-  'checks.smallest_mlp': 'tests/arch: matched_mlp_width',
-  'checks.seconds': 'tests/checks: a gate that takes longer ends with a finding',
-  'judge.performance': 'test_weights_of_the_judge',
-  'judge.innovation': 'test_weights_of_the_judge',
-  'judge.complexity': 'test_weights_of_the_judge',
-  'researcher.kind': 'one value as yet; another is refused, tests/config_test.py',
-  'researcher.repairs': 'tests/cycle_test.py: findings go back a set number of times',
-  'runner.kind': 'one value as yet; another is refused, tests/config_test.py',
-  'runner.jail': 'tests/shell',
-  'runner.platform': 'tests/shell',
-  'runner.host_devices': 'tests/shell',
-  'runner.wall_seconds': 'tests/shell',
-  'runner.heartbeat_seconds': 'tests/shell',
-  'runner.memory_gib': 'tests/shell',
-  'runner.processes': 'tests/shell',
-  'runner.file_mib': 'tests/shell',
-  'runner.log_kib': 'tests/shell',
+ELSEWHERE = {  # the test that shows what a setting does
+  'name': 'tests/report/page_test.py::test_the_page_is_titled_by_the_name_of_the_experiment',
+  'corpus.path': 'tests/shell/archive_test.py::test_a_changed_corpus_is_refused_naming_both_hashes',
+  'search.cycles': 'tests/commands_test.py::test_a_search_with_more_cycles_continues',
+  'training.data_parallel': 'tests/training/train_test.py::test_eight_devices_give_the_losses_of_one',
+  'training.checkpoint_every': 'tests/shell/resumed_worker_test.py::test_training_goes_on_from_its_checkpoint',
+  'monitor.too_slow': 'tests/cycle_test.py::test_the_job_is_matched_and_watched_against_the_measured_baseline',
+  'evaluation.batch': 'tests/settings_test.py::test_windows_a_call_are_the_same_windows',
+  'checks.lengths': 'tests/checks/behaviour_test.py::test_other_lengths_can_be_configured',
+  'checks.tolerance': 'tests/checks/behaviour_test.py::test_limits_of_the_gate_can_be_configured',
+  'checks.growth': 'tests/checks/behaviour_test.py::test_limits_of_the_gate_can_be_configured',
+  'checks.seconds': 'tests/checks/behaviour_test.py::test_the_gate_keeps_to_its_own_time',
+  'judge.performance': 'tests/settings_test.py::test_weights_of_the_judge',
+  'judge.innovation': 'tests/settings_test.py::test_weights_of_the_judge',
+  'judge.complexity': 'tests/settings_test.py::test_weights_of_the_judge',
+  'researcher.kind': 'tests/config_test.py::test_contradictions_are_refused_with_both_values',
+  'researcher.repairs': 'tests/cycle_test.py::test_findings_go_back_to_the_researcher_a_set_number_of_times',
+  'runner.kind': 'tests/config_test.py::test_contradictions_are_refused_with_both_values',
+  'runner.jail': 'tests/shell/attacks_test.py::test_the_attacks_do_succeed_without_a_jail',
+  'runner.platform': 'tests/shell/runner_test.py::test_a_worker_is_told_the_platform_and_the_number_of_devices',
+  'runner.host_devices': 'tests/shell/runner_test.py::test_a_worker_is_told_the_platform_and_the_number_of_devices',
+  'runner.wall_seconds': 'tests/shell/runner_test.py::test_a_worker_is_killed_within_two_seconds_of_its_wall_clock',
+  'runner.heartbeat_seconds': 'tests/shell/runner_test.py::test_a_silent_worker_is_killed',
+  'runner.memory_gib': 'tests/shell/runner_test.py::test_a_limit_is_the_one_that_was_set',
+  'runner.processes': 'tests/shell/runner_test.py::test_a_limit_is_the_one_that_was_set',
+  'runner.file_mib': 'tests/shell/runner_test.py::test_a_limit_is_the_one_that_was_set',
+  'runner.log_kib': 'tests/shell/runner_test.py::test_as_much_of_the_log_is_kept_as_was_set',
 }
 
 
 def test_every_setting_has_its_place():
-  assert set(config.flat(config.Experiment())) == {*PROBES, *MEASURED, *ELSEWHERE}
+  assert sorted(config.flat(config.Experiment())) == sorted([*PROBES, *MEASURED, *ELSEWHERE])
+
+
+@pytest.mark.parametrize('name', ELSEWHERE)
+def test_what_is_shown_elsewhere_is_there(name):
+  file, _, test = ELSEWHERE[name].partition('::')
+  tree = ast.parse((ROOT / file).read_text())
+  found = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+  assert test in found, f'{file} has no {test}'
 
 
 @pytest.mark.parametrize('name', PROBES)
@@ -204,6 +222,15 @@ def text(tmp_path_factory):
   (folder / 'text.jsonl').write_text('\n'.join(f'{{"text": "{document}"}}' for document in documents))
   corpora.prepare(str(folder / 'text.jsonl'), folder / 'corpus')
   return corpora.load(folder / 'corpus')
+
+
+def test_windows_a_call_are_the_same_windows(text):
+  """`evaluation.batch`: how many go through the program at once changes its shape and nothing that is read."""
+  few, many = (list(text.windows('test', 8, 16, batch)) for batch in (2, 8))
+  assert [len(batch.tokens) for batch in few] == [2] * 4 and [len(batch.tokens) for batch in many] == [8]
+  for ours, theirs in zip(few[0], many[0], strict=True):
+    np.testing.assert_array_equal(ours, theirs[:2])
+  np.testing.assert_array_equal(np.concatenate([batch.tokens for batch in few]), many[0].tokens)
 
 
 def measured(experiment, text):

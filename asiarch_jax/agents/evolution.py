@@ -21,8 +21,10 @@ import numpy as np
 
 from asiarch_jax import config
 from asiarch_jax.agents import genome as genomes
-from asiarch_jax.agents import writer
-from asiarch_jax.agents.genome import GENES, GENOMES, HEARD, Genome, Move
+from asiarch_jax.agents import variation, writer
+from asiarch_jax.agents.genes import GENES, Genome
+from asiarch_jax.agents.genome import GENOMES, HEARD
+from asiarch_jax.agents.variation import Move
 from asiarch_jax.records import Entry, Finding, Outcome, Proposal, Rejection, Selection, entries_of
 
 AUTHOR = 'evolution'
@@ -57,7 +59,7 @@ class Lore:
     old, new = (self.effects.get((move.field, value)) for value in (move.old, move.new))
     gain = ((new.gain if new else 0.0) - (old.gain if old else 0.0)) / self.spread
     success = (new.success if new else 1.0) / (old.success if old else 1.0)
-    return genomes.prior(move) * float(np.exp(np.clip(gain, -CLIP, CLIP))) * float(np.clip(success, 0.1, 2.0))
+    return variation.prior(move) * float(np.exp(np.clip(gain, -CLIP, CLIP))) * float(np.clip(success, 0.1, 2.0))
 
 
 def heard_values(genome: Genome) -> tuple[tuple[str, Any], ...]:
@@ -144,11 +146,13 @@ class Evolution:
     failed = [finding for finding in findings if not finding.passed]
     if genome is None or proposal.genome is None or not failed:
       return None
-    suspects = [move for move in suspected(genome, failed) if affordable(genomes.applied(genome, move.field, move.new))]
+    suspects = [
+      move for move in suspected(genome, failed) if affordable(variation.applied(genome, move.field, move.new))
+    ]
     if not suspects:
       return None
     move = suspects[rng.choice(len(suspects), p=_falling(len(suspects)))]
-    child = genomes.applied(genome, move.field, move.new)
+    child = variation.applied(genome, move.field, move.new)
     because = ' '.join(failed[0].detail.split())[:160].rstrip('. ')
     note = f'Repaired after {failed[0].check} ({because}): {_sentence(move, genome)}'
     others = tuple(name for name in genomes.differing(genome, child) if name != move.field)
@@ -175,18 +179,18 @@ class Evolution:
     extra, draw = attempt // PATIENCE, rng.random()
 
     def weigh(move: Move) -> float:
-      return genomes.prior(move) if explores else lore.weigh(move)
+      return variation.prior(move) if explores else lore.weigh(move)
 
     explores = bool(rng.random() < EXPLORE)
     if base is None or draw < self.settings.fresh:
-      return 'fresh', genomes.fresh(rng), None
+      return 'fresh', variation.fresh(rng), None
     if draw < self.settings.fresh + self.settings.combine and partners:
       entry, other = partners[int(rng.integers(len(partners)))]
-      return 'combine', genomes.mutated(genomes.crossed(base, other, rng), extra, rng, weigh), entry
+      return 'combine', variation.mutated(variation.crossed(base, other, rng), extra, rng, weigh), entry
     if rng.random() < self.settings.simplify:
-      return 'simplify', genomes.simplified(base, rng, weigh), None
+      return 'simplify', variation.simplified(base, rng, weigh), None
     count = 1 + rng.poisson(max(self.settings.mutations - 1.0, 0.0)) + extra
-    return 'mutate', genomes.mutated(base, int(count), rng, weigh), None
+    return 'mutate', variation.mutated(base, int(count), rng, weigh), None
 
 
 def _partners(
@@ -280,7 +284,7 @@ def suspected(genome: Genome, failed: Sequence[Finding]) -> tuple[Move, ...]:
     key=lambda name: (GENES[name].choice(getattr(genome, name)).weight, list(GENES).index(name)),
   )
   answers = list(dict.fromkeys([*named, *usual])) or [(name, GENES[name].default) for name in rare]
-  lasting = {(move.field, move.new): move for move in genomes.moves(genome)}
+  lasting = {(move.field, move.new): move for move in variation.moves(genome)}
   found = tuple(
     lasting[answer]
     for rung, answer in enumerate(answers)

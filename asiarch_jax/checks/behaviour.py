@@ -11,10 +11,11 @@ chunks, beside them and between them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -50,10 +51,13 @@ HOST_CALLS = ('callback', 'infeed', 'outfeed', 'debug_print', 'outside_call', 'h
 RANDOM = ('random_', 'threefry', 'rng_')
 CUTS = (1, 2, 5, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 127, 128)  # tokens kept before a swapped future
 FUTURES = ('other', 'ten times larger', 'shifted by five', 'silent')
-FEW_CUTS, MANY_CUTS = (1, 17, 32, 48), 100  # what is enough for sequences shorter than MANY_CUTS
+FEW_CUTS = (1, 17, 32, 48)  # what is enough for all sequences but the longest; one before the end is added
 FIRST_SWAP = 3  # batches before the first swapped future
-# Each program runs a few times only, so compiling costs more than running. Other backends may not know the option.
-PROGRAM = {'cpu': {'xla_backend_optimization_level': 0}}
+# Each program runs a few times only, so compiling costs more than running; other backends do not know these options.
+# Without the fusion emitters, which write MLIR for LLVM, a program compiles in a quarter of the time.
+PROGRAM: Mapping[str, Mapping[str, Any]] = {
+  'cpu': {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
+}
 
 
 def gate(
@@ -96,6 +100,17 @@ def gate(
   return tuple(sorted(findings, key=lambda finding: CHECKS.index(finding.check) if finding.check in CHECKS else 99))
 
 
+@functools.cache
+def _options(backend: str) -> Mapping[str, Any]:
+  """Returns the compiler options for programs that run a few times: those of PROGRAM that this XLA knows."""
+  known: dict[str, Any] = {}
+  for name, value in PROGRAM.get(backend, {}).items():
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      jax.jit(lambda: 0).lower().compile({name: value})
+      known[name] = value
+  return known
+
+
 def _complaint(error: Exception) -> tuple[str, bool, str]:
   """Returns check, False and a sentence for an exception that the mixer raised."""
   text = ' '.join(str(error).split())
@@ -129,6 +144,7 @@ class _Subject:
     self.lengths = tuple(sorted(set(checks.lengths)))
     self.rng = np.random.default_rng([seed, 7])
     self.traces: dict[Any, Any] = {}
+    self.compiling: dict[Any, futures.Future] = {}
 
   def built(self, dtype: Any) -> Any:
     return contract.build(self.mixer, dataclasses.replace(self.spec, dtype=jnp.dtype(dtype)))
@@ -145,7 +161,7 @@ class _Subject:
   def runs_at(self, length: int) -> bool:
     """Returns whether the mixer initialises from two sequences of this length."""
     try:
-      jaxprs.parameter_shapes(self.module, self.spec.width, batch=2, length=length)
+      jaxprs.parameter_shapes(self.module, self.spec.width, 2, length)
     except Exception:
       return False
     return True
@@ -154,6 +170,19 @@ class _Subject:
     """Returns (shape of y, shapes of what is sown), traced."""
     x = jax.ShapeDtypeStruct((batch, length, self.spec.width), module.dtype)
     return jax.eval_shape(lambda p, x: module.apply({'params': p}, x, mutable=contract.SOWN), self.shapes, x)
+
+  @functools.cached_property
+  def shortest(self) -> Any:
+    return self.outputs(self.module, 1, 2)
+
+  def answer(self, batch: int, length: int) -> Any:
+    """Returns the shape of y; of a size that will be run, that of the program, which is compiled from now on."""
+    size = (length, batch)
+    if size not in self.sizes or size == (self.middle, 2):
+      return self.outputs(self.module, batch, length)[0]
+    self.start(size)
+    y_SBTD = self.trace(size).out_info
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), y_SBTD)
 
   def apply(self, parameters: Any, x_BTD: jax.Array) -> jax.Array:
     return self.module.apply({'params': parameters}, x_BTD, mutable=contract.SOWN)[0]
@@ -181,7 +210,7 @@ class _Subject:
     shape = (3, self.lengths[-1], self.spec.width)
     rows_BTD, others_BTD = (self.rng.normal(size=shape).astype(np.float32) for _ in range(2))
     return {
-      (t, b): _probes(rows_BTD[:b, :t], others_BTD[:b, :t])
+      (t, b): _probes(rows_BTD[:b, :t], others_BTD[:b, :t], CUTS if t == self.lengths[-1] else FEW_CUTS)
       for t, b in {*self.sizes, *((length, 2) for length in self.lengths)}
     }
 
@@ -209,20 +238,18 @@ class _Subject:
     return self.jitted.trace(self.shapes, jax.ShapeDtypeStruct(self.probes[name].x.shape, jnp.float32))
 
   @functools.cached_property
-  def compiling(self) -> dict[Any, Any]:
-    """Starts to compile every program, two at a time: tracing holds Python, compilation does not."""
-    pool = futures.ThreadPoolExecutor(2)
-    names = ['gradient', *(size for size in self.sizes if size != (self.middle, 2)), 'init']
-    waiting = {
-      name: pool.submit(self.trace(name).lower().compile, PROGRAM.get(jax.default_backend())) for name in names
-    }
-    pool.shutdown(wait=False)
-    return waiting
+  def threads(self) -> futures.ThreadPoolExecutor:
+    """Two: tracing holds Python, compiling and running do not, so programs are compiled while others are traced."""
+    return futures.ThreadPoolExecutor(2)
+
+  def start(self, name: Any) -> None:
+    """Sees to it that a program is being compiled."""
+    if name not in self.compiling:
+      traced, options = self.trace(name), _options(jax.default_backend())
+      self.compiling[name] = self.threads.submit(lambda: traced.lower().compile(options))
 
   def program(self, name: Any) -> Any:
-    if name not in self.compiling:
-      self.compiling[name] = futures.Future()
-      self.compiling[name].set_result(self.trace(name).lower().compile(PROGRAM.get(jax.default_backend())))
+    self.start(name)
     return self.compiling[name].result()
 
   @functools.cached_property
@@ -263,7 +290,10 @@ class _Subject:
   @functools.cached_property
   def answers(self) -> dict[tuple[int, int], np.ndarray]:
     """What comes out with the moved parameters, by size."""
-    return {size: self.run(self.moved, size) for size in self.sizes}
+    moved = self.moved
+    for size in self.sizes:
+      self.start('gradient' if size == (self.middle, 2) else size)
+    return dict(zip(self.sizes, self.threads.map(lambda size: self.run(moved, size), self.sizes), strict=True))
 
   def shortened(self, length: int) -> np.ndarray:
     """Returns y [2, T, D] of the first two sequences, from three rows where these agree with the longest run."""
@@ -294,13 +324,11 @@ class _Probes(NamedTuple):
   swaps: tuple[tuple[int, str], ...]  # (tokens kept, what came after) of the batches from FIRST_SWAP
 
 
-def _probes(rows_BTD: np.ndarray, others_BTD: np.ndarray) -> _Probes:
+def _probes(rows_BTD: np.ndarray, others_BTD: np.ndarray, wanted: Sequence[int]) -> _Probes:
   length = rows_BTD.shape[1]
   batches = [rows_BTD, rows_BTD[::-1], np.concatenate([rows_BTD[:1], 10 * others_BTD[1:]])]
   futures_BTD = dict(zip(FUTURES, (others_BTD, 10 * others_BTD, rows_BTD + 5, 0 * rows_BTD), strict=True))
-  cuts = sorted({cut for cut in CUTS if cut < length} | {length - 1} - {0})
-  if length < MANY_CUTS:
-    cuts = [cut for cut in cuts if cut in FEW_CUTS or cut == length - 1]
+  cuts = sorted({cut for cut in wanted if cut < length} | {length - 1} - {0})
   swaps = [(cut, kind) for i, cut in enumerate(cuts) for kind in (FUTURES[0], FUTURES[1 + i % 3])]
   batches += [np.concatenate([rows_BTD[:, :cut], futures_BTD[kind][:, cut:]], 1) for cut, kind in swaps]
   return _Probes(np.stack(batches), tuple(swaps))
@@ -324,7 +352,7 @@ def _contract(subject: _Subject) -> Iterator[Finding]:
       'state', False, f'the mixer keeps the collection {foreign[0]!r}: it has parameters only, drop that state'
     )
     return
-  _, sown = subject.outputs(subject.module, 1, 2)
+  _, sown = subject.shortest
   foreign = sorted(set(sown) - set(contract.SOWN))
   if foreign:
     yield Finding(
@@ -341,6 +369,7 @@ def _contract(subject: _Subject) -> Iterator[Finding]:
   if not jax.tree.leaves(subject.shapes):
     yield Finding('contract', False, 'the mixer has no parameters: there is nothing to train')
     return
+  subject.start('init')
   yield Finding('contract', True, 'builds from width, heads, dtype; initialises; answers')
   yield Finding('state', True, 'parameters and sown values only')
 
@@ -348,9 +377,10 @@ def _contract(subject: _Subject) -> Iterator[Finding]:
 def _shapes(subject: _Subject) -> Iterator[Finding]:
   """Any B and T goes in and comes out again, in the type asked for."""
   width, lengths = subject.spec.width, subject.lengths
-  for batch, length in [(3, length) for length in lengths] + [(1, subject.middle), (2, subject.middle)]:
+  sizes = [(batch, length) for length, batch in subject.sizes if length != subject.middle]
+  for batch, length in sizes + [(batch, subject.middle) for batch in (1, 3)]:  # two rows come with the gradient
     try:
-      y, _ = subject.outputs(subject.module, batch, length)
+      y = subject.answer(batch, length)
     except Exception as error:
       check, _, said = _complaint(error)
       check = 'shapes' if check == 'contract' else check
@@ -368,7 +398,7 @@ def _shapes(subject: _Subject) -> Iterator[Finding]:
       name = jax.tree_util.keystr(path)
       yield Finding('dtypes', False, f'parameter {name} is {leaf.dtype}: keep parameters float32 and cast where used')
       return
-  y, _ = subject.outputs(subject.module, 1, 2)
+  y, _ = subject.shortest
   if y.dtype != jnp.float32:
     yield Finding('dtypes', False, f'with dtype float32 y is {y.dtype}: end with y.astype(x.dtype)')
     return
@@ -416,7 +446,7 @@ def _host_calls(jaxpr: Any) -> list[str]:
 
 def _growth(subject: _Subject) -> Iterator[Finding]:
   """FLOPs grow more slowly with T than the limit allows, in sum and in every part."""
-  _ = subject.compiling  # goes on while the growth is counted
+  subject.start('gradient')  # compiled while the growth is counted
   grown = cost.growth(subject.module, subject.spec.width)
   low, high = grown.lengths
   seen = f'FLOPs grow as T^{grown.exponent:.2f} between T = {low} and {high}'
@@ -440,8 +470,10 @@ def _finite(subject: _Subject) -> Iterator[Finding]:
       name = jax.tree_util.keystr(path)
       yield Finding('finite', False, f'parameter {name} starts with a value that is not finite: mend its initialiser')
       return
-  places = [('at initialisation', subject.run(subject.initial, subject.sizes[0]), subject.sizes[0][0])]
-  places += [('with parameters moved by a tenth', y, length) for (length, _), y in subject.answers.items()]
+  size = subject.sizes[0]
+  first = subject.threads.submit(subject.run, subject.initial, size)  # beside the answers
+  places = [('with parameters moved by a tenth', y, length) for (length, _), y in subject.answers.items()]
+  places.insert(0, ('at initialisation', first.result(), size[0]))
   for where, y_SBTD, length in places:
     bad_BT = ~np.isfinite(y_SBTD[0]).all(-1)
     if bad_BT.any():
@@ -454,7 +486,8 @@ def _finite(subject: _Subject) -> Iterator[Finding]:
 
 def _determinism(subject: _Subject) -> Iterator[Finding]:
   """Two calls give the same, and two traces the same program: nothing outside the arguments is read."""
-  size = next(size for size in subject.sizes if size != (subject.middle, 2))  # that one runs with its gradient
+  sizes = [size for size in subject.sizes if size != (subject.middle, 2)]  # that one runs with its gradient
+  size = next((size for size in reversed(sizes) if size[0] >= subject.middle), sizes[0])  # short, so quickly run
   if not np.array_equal(subject.run(subject.moved, size), subject.answers[size], equal_nan=True):
     yield Finding('determinism', False, 'two calls with the same input give different outputs: remove what changes')
   elif not cost.same_function(subject.trace(size).jaxpr, subject.again(size)):
@@ -495,6 +528,11 @@ def _causality(subject: _Subject) -> Iterator[Finding]:
       change, at = _change(swapped_BTD[:, :cut], y_SBTD[0][:, :cut])
       worst = max(worst, (change, at, cut, kind))
     change, at, cut, kind = worst
+    if math.isinf(change):  # nothing can be said of the past: zero times infinity is no number
+      when = f'when the tokens from position {cut} on are {kind} (T = {length})'
+      how = 'bound what is fed back, normalise keys, guard exponentials'
+      yield Finding('finite', False, f'the output at position {at} is not finite {when}: {how}')
+      return
     if change > subject.checks.tolerance:
       when = f'when the tokens from position {cut} on are {kind}'
       said = f'the output at position {at} changes by {change:.2g} of its size {when}'

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from asiarch_jax.records import Entry, Outcome, Rejection
-from asiarch_jax.report import figures
+from asiarch_jax.report.drawing import label
 from asiarch_jax.report.markup import (
   WORDS,
   Column,
@@ -67,7 +67,7 @@ def of(outcome: Outcome, by_id: Mapping[int, Outcome], *, colored: bool = False)
   what, kind = _came_to(outcome)
   return (
     f'<details class="outcome" id="outcome-{outcome.id}"><summary><span class="id">#{outcome.id}</span>'
-    f'<strong>{escape(figures.label(proposal.name, 80))}</strong><span class="what {kind}">{escape(what)}</span>'
+    f'<strong>{escape(label(proposal.name, 80))}</strong><span class="what {kind}">{escape(what)}</span>'
     f'</summary><div class="body">{"".join(parts)}</div></details>\n'
   )
 

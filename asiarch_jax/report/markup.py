@@ -13,7 +13,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from asiarch_jax.records import Entry, Evidence, Outcome
-from asiarch_jax.report import figures
+from asiarch_jax.report.drawing import Drawing, label, svg
 from asiarch_jax.report.text import source_diff
 
 GLYPH, PAD = 180, 6  # width of a drawn interval and its margin, in its own units
@@ -36,7 +36,7 @@ def tone(said: str) -> str:
 
 def link(outcome: Outcome) -> str:
   """Returns a link to everything about an outcome."""
-  return f'<a href="#outcome-{outcome.id}">{escape(figures.label(outcome.proposal.name, 60))}</a>'
+  return f'<a href="#outcome-{outcome.id}">{escape(label(outcome.proposal.name, 60))}</a>'
 
 
 def signed(value: float) -> str:
@@ -142,10 +142,10 @@ def folded(summary: str, body: str, *, opened: bool = False) -> str:
   return f'<details class="inner"{" open" if opened else ""}><summary>{escape(summary)}</summary>{body}</details>'
 
 
-def figure(drawing: figures.Drawing, kind: str = '') -> str:
+def figure(drawing: Drawing, kind: str = '') -> str:
   """Returns a drawing with the caption that says how to read it."""
   return (
-    f'<figure class="{kind}"><div class="frame" tabindex="0">{figures.svg(drawing)}</div>'
+    f'<figure class="{kind}"><div class="frame" tabindex="0">{svg(drawing)}</div>'
     f'<figcaption>{escape(drawing.caption)}</figcaption></figure>'
   )
 

@@ -20,6 +20,7 @@ from asiarch_jax import config
 from asiarch_jax.evidence.effects import Effect, effects
 from asiarch_jax.records import Entry, Outcome, Rejection, entries_of
 from asiarch_jax.report import board, details, figures, series
+from asiarch_jax.report.drawing import Drawing, png
 from asiarch_jax.report.markup import (
   Column,
   Scale,
@@ -69,12 +70,12 @@ def write(
   rows = effects(outcomes) if effect_rows is None else effect_rows
   text = render(outcomes, drawings, experiment=experiment, journal_events=journal_events, effect_rows=rows)
   for drawing in drawings.values():
-    _replace(folder / f'{drawing.name}.png', figures.png(drawing))
+    _replace(folder / f'{drawing.name}.png', png(drawing))
   _replace(folder / 'index.html', text.encode('utf-8', 'replace'))
   return folder / 'index.html'
 
 
-def draw(outcomes: Sequence[Outcome], experiment: config.Experiment) -> dict[str, figures.Drawing]:
+def draw(outcomes: Sequence[Outcome], experiment: config.Experiment) -> dict[str, Drawing]:
   """Returns every figure of the report by name."""
   baseline = experiment.search.baseline
   band = series.noise_band(outcomes, baseline)
@@ -91,7 +92,7 @@ def draw(outcomes: Sequence[Outcome], experiment: config.Experiment) -> dict[str
 
 def render(
   outcomes: Sequence[Outcome],
-  drawings: Mapping[str, figures.Drawing],
+  drawings: Mapping[str, Drawing],
   *,
   experiment: config.Experiment,
   journal_events: Sequence[Mapping[str, Any]] = (),
@@ -257,7 +258,7 @@ def _value(value: Any) -> str:
   return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _failures(outcomes: Sequence[Outcome], drawing: figures.Drawing) -> str:
+def _failures(outcomes: Sequence[Outcome], drawing: Drawing) -> str:
   stages, checks = series.stages(outcomes), series.failed_checks(outcomes)
   if not stages:
     return '<p class="muted">No proposal was rejected.</p>'

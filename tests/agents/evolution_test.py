@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from asiarch_jax import config
-from asiarch_jax.agents import evolution, genome, writer
-from asiarch_jax.agents.genome import GENES, GENOMES, Genome
+from asiarch_jax.agents import evolution, genome, variation, writer
+from asiarch_jax.agents.genes import GENES, Genome
+from asiarch_jax.agents.genome import GENOMES
 from asiarch_jax.records import Cost, Entry, Evidence, Finding, Proposal, Rejection, Selection, TrainSummary, to_json
 
 SETTINGS = config.Researcher()
@@ -150,7 +151,7 @@ def archive(good, bad=(), count=30, noise=0.002):
   outcomes = []
   for index in range(count):
     rng = np.random.default_rng([21, index])
-    design = genome.mutated(Genome(copy=True, short_fir=True, fusion='softmax'), 5, rng)
+    design = variation.mutated(Genome(copy=True, short_fir=True, fusion='softmax'), 5, rng)
     gain = 0.02 * (getattr(design, good[0]) == good[1]) + noise * rng.normal()
     failed = bad and getattr(design, bad[0]) == bad[1]
     outcomes.append(rejection(index, f'd{index}', design) if failed else entry(index, f'd{index}', design, gain))
@@ -179,14 +180,14 @@ def test_what_pays_is_proposed_more_often_and_what_failed_less_often():
   naive = share((), 'output_norm', 'width')
   assert share(archive(('output_norm', 'width'), count=60), 'output_norm', 'width') > naive + 0.01
   lore = evolution.learn(archive(('rotary', 1), bad=('token_shift', True), count=60))
-  move = next(m for m in genome.moves(Genome()) if m.field == 'token_shift')
-  assert lore.weigh(move) < 0.6 * genome.prior(move)
+  move = next(m for m in variation.moves(Genome()) if m.field == 'token_shift')
+  assert lore.weigh(move) < 0.6 * variation.prior(move)
 
 
 def test_exploration_never_ends():
   """A value that has only failed is still drawn: a share of moves ignores the archive."""
   failed = tuple(rejection(index, f'd{index}', Genome(rotary=100, query_conv=index % 3 * 4)) for index in range(20))
-  move = next(m for m in genome.moves(Genome()) if (m.field, m.new) == ('rotary', 100))
+  move = next(m for m in variation.moves(Genome()) if (m.field, m.new) == ('rotary', 100))
   assert evolution.learn(failed).weigh(move) > 0
   assert 0.1 <= evolution.EXPLORE <= 0.5
 
@@ -253,7 +254,7 @@ def test_repair_ends(check):
   researcher, finding = evolution.Evolution(SETTINGS), Finding(check, False, 'again')
   for seed in range(5):
     rng = np.random.default_rng([8, seed])
-    proposal = proposed(genome.fresh(rng))
+    proposal = proposed(variation.fresh(rng))
     for _ in range(100):
       proposal = researcher.repair(proposal, [finding], rng)
       if proposal is None:

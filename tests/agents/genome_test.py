@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from asiarch_jax.agents import genome
-from asiarch_jax.agents.genome import GENES, GENOMES, Genome
+from asiarch_jax.agents import genome, variation
+from asiarch_jax.agents.genes import GENES, Genome
+from asiarch_jax.agents.genome import GENOMES
 
 
 def samples(count):
@@ -14,9 +15,9 @@ def samples(count):
   for index in range(count):
     rng = np.random.default_rng([3, index])
     kinds = (
-      lambda rng: genome.fresh(rng),
-      lambda rng: genome.mutated(GENOMES['gated_delta_net'], 6, rng),
-      lambda rng: genome.crossed(genome.fresh(rng), genome.fresh(rng), rng),
+      lambda rng: variation.fresh(rng),
+      lambda rng: variation.mutated(GENOMES['gated_delta_net'], 6, rng),
+      lambda rng: variation.crossed(variation.fresh(rng), variation.fresh(rng), rng),
     )
     yield kinds[index % 3](rng)
 
@@ -45,15 +46,15 @@ def test_there_are_at_least_thirty_fields_each_with_words_for_every_value():
 
 
 def test_every_field_can_be_changed_alone_from_some_genome():
-  movable = {(move.field, move.new) for sample in samples(200) for move in genome.moves(sample)}
+  movable = {(move.field, move.new) for sample in samples(200) for move in variation.moves(sample)}
   assert {field for field, _ in movable} == set(GENES)
   missing = {(name, value) for name, gene in GENES.items() for value in gene.values} - movable
   assert not missing, f'no sampled genome can be given {missing}'
 
 
 def test_the_fields_that_rules_name_exist():
-  assert set(genome.HEARD) | set(genome.COMPONENTS) <= set(GENES)
-  assert len(genome.COMPONENTS) == len(set(genome.COMPONENTS))
+  assert set(genome.HEARD) | set(variation.COMPONENTS) <= set(GENES)
+  assert len(variation.COMPONENTS) == len(set(variation.COMPONENTS))
 
 
 def test_canonical_is_idempotent_and_keeps_the_baselines():
@@ -130,14 +131,14 @@ def test_distance_counts_steps_on_a_scale_and_structure_more_than_detail():
 def test_mutation_changes_as_many_fields_as_asked_and_what_follows_from_them():
   for index in range(60):
     rng = np.random.default_rng([5, index])
-    parent = genome.fresh(rng)
-    child = genome.mutated(parent, 1, np.random.default_rng(index))
+    parent = variation.fresh(rng)
+    child = variation.mutated(parent, 1, np.random.default_rng(index))
     changed = genome.differing(parent, child)
     assert changed and genome.canonical(child) == child
     explained = [
       move.field
-      for move in genome.moves(parent)
-      if genome.applied(parent, move.field, move.new) == child and move.field in changed
+      for move in variation.moves(parent)
+      if variation.applied(parent, move.field, move.new) == child and move.field in changed
     ]
     assert explained, f'no single move explains {changed}'
     assert genome.changed_fields(parent.to_json(), child.to_json()) == changed
@@ -145,8 +146,8 @@ def test_mutation_changes_as_many_fields_as_asked_and_what_follows_from_them():
 
 def test_a_move_reports_exactly_what_it_does():
   for sample in samples(30):
-    for move in genome.moves(sample):
-      child = genome.applied(sample, move.field, move.new)
+    for move in variation.moves(sample):
+      child = variation.applied(sample, move.field, move.new)
       assert getattr(sample, move.field) == move.old != move.new == getattr(child, move.field)
 
 
@@ -154,7 +155,7 @@ def test_mutation_follows_the_weights():
   def weigh(move):
     return 1e9 if (move.field, move.new) == ('decay', 'channel') else 1.0
 
-  children = [genome.mutated(Genome(), 1, np.random.default_rng(seed), weigh) for seed in range(10)]
+  children = [variation.mutated(Genome(), 1, np.random.default_rng(seed), weigh) for seed in range(10)]
   assert all(child == dataclasses.replace(Genome(), decay='channel') for child in children)
 
 
@@ -162,24 +163,24 @@ def test_crossover_takes_every_field_from_one_of_the_parents_and_mends_contradic
   mixed = 0
   for index in range(100):
     parents = [wildly(np.random.default_rng([9, index, parent])) for parent in range(2)]
-    child = genome.inherited(*parents, np.random.default_rng(index))
+    child = variation.inherited(*parents, np.random.default_rng(index))
     for name in GENES:
       assert getattr(child, name) in [getattr(parent, name) for parent in parents]
     mixed += child not in parents
-    assert genome.crossed(*parents, np.random.default_rng(index)) == genome.canonical(child)
+    assert variation.crossed(*parents, np.random.default_rng(index)) == genome.canonical(child)
   assert mixed > 95
 
 
 def test_crossover_with_itself_is_itself():
   for index, sample in enumerate(samples(40)):
-    assert genome.crossed(sample, sample, np.random.default_rng(index)) == sample
+    assert variation.crossed(sample, sample, np.random.default_rng(index)) == sample
 
 
 def test_simplification_removes_and_ends():
   for index, sample in enumerate(samples(20)):
     rng = np.random.default_rng(index)
     for _ in range(100):
-      simpler = genome.simplified(sample, rng)
+      simpler = variation.simplified(sample, rng)
       if simpler == sample:
         break
       sample = simpler
@@ -190,15 +191,15 @@ def test_simplification_removes_and_ends():
 
 def test_operators_are_functions_of_the_seed():
   for index in range(20):
-    ours, theirs = (genome.fresh(np.random.default_rng([index, 0])) for _ in range(2))
+    ours, theirs = (variation.fresh(np.random.default_rng([index, 0])) for _ in range(2))
     assert ours == theirs
-    assert genome.mutated(ours, 4, np.random.default_rng(index)) == genome.mutated(
+    assert variation.mutated(ours, 4, np.random.default_rng(index)) == variation.mutated(
       ours, 4, np.random.default_rng(index)
     )
 
 
 def test_fresh_designs_are_diverse_and_of_the_size_of_the_baselines():
-  designs = [genome.fresh(np.random.default_rng([2, index])) for index in range(200)]
+  designs = [variation.fresh(np.random.default_rng([2, index])) for index in range(200)]
   assert len(set(designs)) > 150
   sizes = [genome.parameters(design, 64, 2) for design in designs]
   base = genome.parameters(Genome(), 64, 2)

@@ -91,7 +91,7 @@ def test_findings_name_the_parameter_the_position_and_the_line():
   assert "['unused']" in detail('dead_parameter', 'gradients')
   assert 'position 63' in detail('one_ahead', 'causality')
   assert 'tokens from position 64 on' in detail('one_ahead', 'causality')
-  assert 'at line 18' in detail('fixed_batch', 'shapes')
+  assert 'at line 18' in detail('whole_chunks_only', 'shapes')
 
 
 def test_the_same_seed_gives_the_same_findings():
@@ -125,3 +125,14 @@ def test_other_lengths_can_be_configured(lengths):
   if lengths != (1,):
     assert 'causality' in check('guilty/mean_over_time.py')
   assert check('guilty/scaled_by_batch.py') == {'batch'}
+
+
+@pytest.mark.parametrize(
+  'name, limits, check',
+  [('mean_over_time', {'tolerance': 1e9}, 'causality'), ('quadratic_attention', {'growth': 2.5}, 'growth')],
+)
+def test_limits_of_the_gate_can_be_configured(name, limits, check):
+  mixer = contract.load((HERE / f'guilty/{name}.py').read_text())
+  strict, lenient = CHECKS, dataclasses.replace(CHECKS, **limits)
+  assert check in {finding.check for finding in failed(behaviour.gate(mixer, SPEC, strict))}
+  assert check not in {finding.check for finding in failed(behaviour.gate(mixer, SPEC, lenient))}

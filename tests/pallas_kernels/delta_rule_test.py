@@ -357,3 +357,10 @@ def test_a_gradient_over_replicas_with_one_key_head_does_not_end_the_process(dec
   wanted = jax.vmap(jax.grad(lambda *x: loss(*x, implementation='reference'), (0, 1, 2, 3)))(q, k, v, beta)
   for our, want in zip(ours, wanted, strict=True):
     np.testing.assert_allclose(our, want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('decay', ['none', 'scalar', 'channel'])
+def test_several_blocks_of_chunks_are_the_recurrence(decay):
+  """The XLA form loops over blocks of at most eight chunks: here three, packed, with tokens to spare."""
+  spec = specs.Spec(2, 150, 1, 2, 8, 8, decay, boundary=0.05)
+  draws.assert_close(*both(spec, chunk_size=8, recompute=decay == 'scalar'), specs.FLOAT32)

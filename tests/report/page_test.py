@@ -17,6 +17,7 @@ import pytest
 from asiarch_jax import config, records
 from asiarch_jax.evidence.effects import Effect
 from asiarch_jax.report import details, figures, markup, page
+from asiarch_jax.report.drawing import ROLES, label
 from tests import samples
 
 EXPERIMENT = config.Experiment()
@@ -75,6 +76,12 @@ def test_one_page_and_a_picture_for_each_figure(forty):
     assert (folder / name).read_bytes().startswith(b'\x89PNG')
 
 
+def test_the_page_is_titled_by_the_name_of_the_experiment(tmp_path):
+  for name in ('first', 'second <b>'):
+    text, _ = written(samples.archive(4), tmp_path, experiment=dataclasses.replace(EXPERIMENT, name=name))
+    assert f'<title>{markup.escape(name)} · asiarch</title>' in text
+
+
 def test_the_page_asks_the_network_for_nothing(forty):
   _, _, text, reader = forty
   assert not reader.named('link') and not reader.named('img')
@@ -102,7 +109,7 @@ def test_figures_take_their_colours_from_the_page(forty):
   _, _, text, _ = forty
   drawings = ' '.join(re.findall(r'<svg role="img".*?</svg>', text, flags=re.S))
   assert 'var(--ink)' in drawings and 'var(--blue)' in drawings
-  assert not {color for color in figures.ROLES if color in drawings}
+  assert not {color for color in ROLES if color in drawings}
 
 
 def test_every_outcome_has_its_details_and_every_entry_its_row(forty):
@@ -263,9 +270,9 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
 
 def test_names_in_figures_are_one_short_printable_line():
-  assert figures.label('a\x00b\n\tc') == 'a b c'
-  assert figures.label('') == '(no name)'
-  assert len(figures.label('x' * 500)) == 28
+  assert label('a\x00b\n\tc') == 'a b c'
+  assert label('') == '(no name)'
+  assert len(label('x' * 500)) == 28
 
 
 def test_labels_keep_their_distance_and_order():

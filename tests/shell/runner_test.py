@@ -124,6 +124,46 @@ def test_a_silent_worker_is_killed(tmp_path, jail):
   assert not living(str(tmp_path))
 
 
+LIMITS = {  # what the worker does, a limit that it breaks, one that it keeps to
+  'memory_gib': ('held = bytearray(700 * 2**20)', 0.5, 2.0),
+  'processes': (
+    'import threading\nfor _ in range(40):\n  threading.Thread(target=time.sleep, args=(3,)).start()',
+    20,
+    200,
+  ),
+  'file_mib': ('open(OUT + "/large", "wb").write(bytes(20 * 2**20))', 8.0, 64.0),
+}
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize('name', LIMITS)
+def test_a_limit_is_the_one_that_was_set(name, tmp_path, any_jail):
+  body, tight, loose = LIMITS[name]
+  job = Job('m', f'import time\n{body}\ntime.sleep(2)\n{BODY}', {})
+  broken = local(tmp_path / 'tight', any_jail, **{name: tight}).run(job)
+  assert broken.failure is not None
+  assert local(tmp_path / 'loose', any_jail, **{name: loose}).run(job).failure is None
+
+
+def test_as_much_of_the_log_is_kept_as_was_set(tmp_path, any_jail):
+  job = Job('m', f'print("a line\\n" * 20000)\n{BODY}', {})
+  for kib in (4.0, 64.0):
+    local(tmp_path / str(kib), any_jail, log_kib=kib).run(job)
+    kept = (tmp_path / str(kib) / 'jobs' / job.key / 'log.txt').stat().st_size
+    assert kib * 1024 * 0.8 < kept <= kib * 1024 + 200
+
+
+def test_a_worker_is_told_the_platform_and_the_number_of_devices(tmp_path, any_jail):
+  ask = 'import os\nraise ValueError(os.environ["JAX_PLATFORMS"] + " " + os.environ.get("XLA_FLAGS", "alone"))'
+
+  def said(name, **settings):
+    return local(tmp_path / name, any_jail, **settings).run(Job('m', ask, {})).failure.reason
+
+  assert 'cpu alone' in said('one')
+  assert 'cpu --xla_force_host_platform_device_count=3' in said('three', host_devices=3)
+  assert 'tpu alone' in said('tpu', platform='tpu')
+
+
 def test_a_heartbeat_keeps_a_worker_alive(tmp_path, any_jail):
   beat = f'import time\nfor _ in range(8):\n  time.sleep(0.5)\n  open(OUT + "/progress.jsonl", "a").write("x")\n{BODY}'
   assert local(tmp_path, any_jail, heartbeat_seconds=3.0).run(Job('m', beat, {})).failure is None

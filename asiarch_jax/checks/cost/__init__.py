@@ -6,7 +6,6 @@ Counted and not measured, so the numbers are the same on every machine. Nothing 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -56,26 +55,15 @@ def growth(module: Any, width: int) -> Growth:
   Raises:
     UnboundedLoopError: a loop's number of turns is unknown.
   """
-  try:
-    return _remembered(module, width)
-  except TypeError:  # a field of the mixer has no hash
-    return _growth(module, width)
-
-
-def _growth(module: Any, width: int) -> Growth:
-  parameters = jaxprs.parameter_shapes(module, width)
-  short = [sum(1 for _ in jaxprs.walk(jaxprs.trace(module, width, length, parameters))) for length in (128, 256)]
+  short = [sum(1 for _ in jaxprs.walk(jaxprs.trace(module, width, length))) for length in UNROLLED_LENGTHS]
   lengths = UNROLLED_LENGTHS if short[1] > 1.5 * short[0] else LENGTHS
-  traces = [jaxprs.trace(module, width, length, parameters) for length in lengths]
+  traces = [jaxprs.trace(module, width, length) for length in lengths]
   tables = [list(flops.parts(trace)) for trace in traces]
   totals = (sum(part.flops for part in tables[0]), sum(part.flops for part in tables[1]))
   steepest, culprit = _steepest(tables[0], tables[1])
   kept = [state.kept_bytes(trace) for trace in traces]
   slope = max((kept[1] - kept[0]) / (lengths[1] - lengths[0]), 0.0)
   return Growth(lengths, totals, _exponent(*totals), steepest, culprit, (kept[1] - slope * lengths[1], slope))
-
-
-_remembered = functools.lru_cache(maxsize=8)(_growth)  # the gate asks, then `count` asks again
 
 
 def _exponent(before: float, after: float) -> float:
@@ -102,7 +90,7 @@ def count(module: Any, width: int, length: int) -> records.Cost:
     UnboundedLoopError: a loop's number of turns is unknown.
   """
   parameters = jaxprs.parameter_shapes(module, width)
-  total = sum(part.flops for part in flops.parts(jaxprs.trace(module, width, length, parameters)))
+  total = sum(part.flops for part in flops.parts(jaxprs.trace(module, width, length)))
   grown = growth(module, width)
   constant, slope = grown.state
   return records.Cost(

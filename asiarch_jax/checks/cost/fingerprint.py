@@ -145,7 +145,7 @@ def _closed(jaxpr: ClosedJaxpr | Jaxpr, operands: Sequence[str]) -> list[str]:
 def _scan(equation: JaxprEqn, inputs: list[str]) -> list[str]:
   """Returns the outputs of a loop. Parts of the carry have no order: like parameters, each is named by its role."""
   params = equation.params
-  consts, carry = params['num_consts'], params['num_carry']
+  consts, carry = jaxprs.scan_sizes(equation)
   start = inputs[consts : consts + carry]
   rows = [_hash('row', hash_) for hash_ in inputs[consts + carry :]]
   carried = [_hash('carry', hash_) for hash_ in start]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,15 +19,32 @@ def words(text: str) -> frozenset[str]:
 CALLS = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')  # where primitives that only wrap a function keep it
 
 
+def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns `function` that traces a module once only for the same sizes: tracing is what a gate spends its time on."""
+  remembered = functools.lru_cache(maxsize=8)(function)
+
+  @functools.wraps(function)
+  def asked(module: Any, *sizes: int) -> Any:
+    try:
+      hash(module)
+    except TypeError:  # a field of the mixer has no hash
+      return function(module, *sizes)
+    return remembered(module, *sizes)
+
+  return asked
+
+
+@_remembering
 def parameter_shapes(module: Any, width: int, batch: int = 1, length: int = 2) -> Any:
   """Returns the shapes of a mixer's parameters, traced. The host starts from a short sequence as well."""
   x = jax.ShapeDtypeStruct((batch, length, width), module.dtype)
   return jax.eval_shape(module.init, jax.random.key(0), x).get('params', {})
 
 
-def trace(module: Any, width: int, length: int, parameters: Any = None) -> ClosedJaxpr:
+@_remembering
+def trace(module: Any, width: int, length: int) -> ClosedJaxpr:
   """Returns the jaxpr of one sequence: parameters in order of their leaves, then x [1, T, D], to y and what is lost."""
-  parameters = parameter_shapes(module, width) if parameters is None else parameters
+  parameters = parameter_shapes(module, width)
   x = jax.ShapeDtypeStruct((1, length, width), module.dtype)
 
   def forward(leaves: list[Any], x_BTD: jax.Array) -> Any:
@@ -59,6 +77,20 @@ def wrapped(equation: JaxprEqn) -> ClosedJaxpr | Jaxpr | None:
     if isinstance(body, ClosedJaxpr | Jaxpr) and len(opened(body)[0].invars) == len(equation.invars):
       return body
   return None
+
+
+def scan_sizes(equation: JaxprEqn) -> tuple[int, int]:
+  """Returns how many operands of a scan are fixed, and how many its carry holds; the others are walked through.
+
+  Told by the axis that the body does not see, since the names of the parameters change with the version of JAX.
+  """
+  body, _ = opened(equation.params['jaxpr'])
+
+  def alike(outer: Any, inner: Any) -> int:
+    return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in zip(outer, inner, strict=True))
+
+  carry = alike(equation.outvars, body.outvars)
+  return alike(equation.invars, body.invars) - carry, carry
 
 
 def walk(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[JaxprEqn]:

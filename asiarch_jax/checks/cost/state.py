@@ -123,7 +123,7 @@ def _equation(equation: JaxprEqn, operands: list[Value], kept: _Kept | None, tim
 
 def _scan(equation: JaxprEqn, operands: list[Value], kept: _Kept | None, times: float) -> list[Value]:
   params = equation.params
-  consts, carry = params['num_consts'], params['num_carry']
+  consts, carry = jaxprs.scan_sizes(equation)
   length = params['length']
   fixed, carried, rows = operands[:consts], operands[consts : consts + carry], operands[consts + carry :]
   sizes = {v.shape[a] for v in operands for a in v.axes}
