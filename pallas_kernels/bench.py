@@ -76,6 +76,7 @@ class Kernel:
   bundles: int
   steps: int
   slots: dict[str, int]
+  places: dict[str, int]  # of each slot in a bundle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Estimate:
 
   @property
   def kernel_bundles(self) -> int:
-    return sum(kernel.bundles * kernel.steps for kernel in self.kernels)
+    """Of all cores; a dump shows the steps of one."""
+    return CHIPS[self.chip].cores * sum(kernel.bundles * kernel.steps for kernel in self.kernels)
 
   def per_token_head(self, cycles: int) -> float:
     return cycles / (self.case.B * self.case.T * self.case.HV)
@@ -105,10 +107,11 @@ class Estimate:
     chip = CHIPS[self.chip]
     return self.kernel_bytes / (chip.hbm_gb_s * chip.cores) / 1e6
 
-  def slot_use(self, slot: str, capacity: int) -> float | None:
+  def slot_use(self, slot: str) -> float | None:
     """Returns the share of a slot's places that kernels use; None where there is no kernel."""
     used = sum(kernel.slots.get(slot, 0) * kernel.steps for kernel in self.kernels)
-    return round(used / (capacity * self.kernel_bundles), 2) if self.kernel_bundles else None
+    places = sum(kernel.places.get(slot, 0) * kernel.bundles * kernel.steps for kernel in self.kernels)
+    return round(used / places, 2) if places else None
 
   def row(self) -> dict[str, Any]:
     return {
@@ -116,8 +119,8 @@ class Estimate:
       'chip': self.chip,
       'kernel_bundles_per_token_head': round(self.per_token_head(self.kernel_bundles), 2),
       'xla_cycles_per_token_head': round(self.per_token_head(self.xla_cycles), 2),
-      'matrix_slots_used': self.slot_use('MXU', 2),
-      'vector_slots_used': self.slot_use('VALU', 4),
+      'matrix_slots_used': self.slot_use('MXU'),
+      'vector_slots_used': self.slot_use('VALU'),
       'spills_a_step': sum(kernel.slots.get('VSTORE:SPILL', 0) for kernel in self.kernels),
       'kernel_hbm_megabytes': round(self.kernel_bytes / 1e6, 1),
       'compute_ms': round(self.compute_ms, 3),
@@ -145,15 +148,17 @@ def dumped_kernels(folder: pathlib.Path) -> Iterator[Kernel]:
     steps = math.prod(int(size) for size in bounds[1].split(',') if size.strip()) if bounds else 1
     total = re.search(r'total scheduled bundles:\s+(\d+)', report)
     if total:
-      yield Kernel(name, int(total[1]), steps, _slots(slots.read_text()))
+      yield Kernel(name, int(total[1]), steps, *_slots(slots.read_text()))
 
 
-def _slots(text: str) -> dict[str, int]:
-  """Returns how many of each slot a schedule uses, from its utilisation table."""
+def _slots(text: str) -> tuple[dict[str, int], dict[str, int]]:
+  """Returns how many of each slot a schedule uses, from its utilisation table, and how many a bundle has."""
   head, _, table = text.partition('== UTILIZATION:')
-  names = [name.strip() for name in head.strip().splitlines()[1].split(',')]
+  _, titles, capacities = head.strip().splitlines()[:3]
+  names = [name.strip() for name in titles.split(',')]
   rows = [[int(count) for count in line.split()] for line in table.strip().splitlines()]
-  return dict(zip(names, map(sum, zip(*rows, strict=True)), strict=False))
+  places = dict(zip(names, map(int, capacities.split()), strict=False))
+  return dict(zip(names, map(sum, zip(*rows, strict=True)), strict=False)), places
 
 
 BYTES = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'pred': 1, 's8': 1, 'u8': 1}

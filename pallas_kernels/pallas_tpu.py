@@ -56,10 +56,12 @@ def refuses(call: Any) -> str | None:
 
 def plan(call: Any) -> Plan:
   """Returns the plan of a call that `refuses` does not refuse."""
-  tiles = tiling.tpu_tiles(call.T, call.H, call.HV, call.K, call.V, call.chunk_size)
+  exact = lax.Precision(call.precision) != lax.Precision.DEFAULT
+  most = tiling.tpu_most_heads(call.K, call.V, exact)
+  tiles = tiling.tpu_tiles(call.T, call.H, call.HV, call.K, call.V, call.chunk_size, most)
   layout = Layout(
     call.B, -(-call.T // tiles.chunk), tiles.chunk, call.H, call.HV, tiles.K, tiles.V, tiles.heads,
-    call.decay, call.segments, call.scale, lax.Precision(call.precision) != lax.Precision.DEFAULT,
+    call.decay, call.segments, call.scale, exact,
   )  # fmt: skip
   return Plan(layout, call.recompute, interpret=not on_tpu())
 

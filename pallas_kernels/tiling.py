@@ -46,6 +46,16 @@ def tpu_tiles(T: int, H: int, HV: int, K: int, V: int, chunk: int | None = None,
   return TpuTiles(chunk or (64 if T <= 64 else 128), max(heads), K, V)
 
 
+def tpu_most_heads(K: int, V: int, exact: bool) -> int:
+  """Returns how many heads of a step fit the 16 MiB of VMEM that a kernel has on v4 and by default elsewhere.
+
+  Eight are fastest (they fill each other's latency) and fit at K = V = 128 with bfloat16 products; the values between
+  stages grow with K V, and twice where products are of float32.
+  """
+  size = max(K, TPU_LANES) * max(V, TPU_LANES) * (2 if exact else 1)
+  return max(1, 8 * TPU_LANES**2 // size)
+
+
 def _heads(H: int, HV: int, K: int, V: int, most: int) -> list[int]:
   """Returns the numbers of value heads, up to `most`, that a step can do."""
   group = HV // H

@@ -43,7 +43,7 @@ def test_kernels_are_read_from_a_dump(tmp_path):
     '== CAPACTIY:\nMXU, VALU\n    2     4\n== UTILIZATION:\n1 2\n0 3\n'
   )
   (kernel,) = bench.dumped_kernels(tmp_path)
-  assert kernel == bench.Kernel('delta_rule_forward_scalar.1', 40, 128, {'MXU': 1, 'VALU': 5})
+  assert kernel == bench.Kernel('delta_rule_forward_scalar.1', 40, 128, {'MXU': 1, 'VALU': 5}, {'MXU': 2, 'VALU': 4})
   estimate = bench.Estimate(bench.Case('pallas_tpu', 'scalar', T=64, HV=16), 'v6e', (kernel,), 1024, 1640 * 10**6)
   assert estimate.row()['kernel_bundles_per_token_head'] == 5.0
   assert estimate.row()['xla_cycles_per_token_head'] == 1.0
