@@ -48,7 +48,7 @@ ENDS = {
   'bind_port': RESULT,
   'busy_loop': {'time'},
   'change_the_kernel': RESULT,
-  'dig_a_hole': {'killed', 'forged'},
+  'dig_a_hole': {'killed', 'forged', 'error'},  # an error where locking the door is refused before the kill
   'eat_memory': {'memory', 'error'},
   'eat_memory_in_children': {'memory'},
   'eat_memory_in_files': {'killed', 'memory', 'error'},
