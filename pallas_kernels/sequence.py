@@ -29,11 +29,11 @@ for one, needs products M M as well and M a second time in the backward pass, an
 distance d occupies d links, its pairs cross each link P - 1 times all the same. The gathered pairs take P times the
 memory of one: with hundreds of shards that, and a switched network, would speak for the prefix.
 
-Work, by XLA's count of a compiled CPU program with K = V = 128 and chunks of 64: the three calls share Gram matrices
-and inverses, so a shard does 1.6 times the forward of the plain op on its tokens and 1.4 times its forward and
-backward (K = V = 64: 1.4 and 1.3). To that come the P - 1 maps applied in either direction, 2 (P - 1) K^2 V a head,
-as much as the forward of some 100 tokens at P = 8: little where a shard holds thousands. A kernel that XLA cannot look
-into shares nothing between calls: three forwards, and one backward.
+Work: three forwards of the op and its own backward. Where XLA sees into the op
+and a shard is one block of chunks, the calls share Gram matrices and inverses: 1.6 times the plain forward and 1.4
+times its forward and backward by XLA's count (K = V = 128, chunks of 64; K = V = 64: 1.4 and 1.3). Kernels, and loops
+over several blocks, share nothing. To that come the P - 1 maps applied in either direction, 2 (P - 1) K^2 V a head, as
+much as the forward of some 100 tokens at P = 8: little where a shard holds thousands.
 """
 
 from __future__ import annotations
