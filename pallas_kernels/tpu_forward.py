@@ -142,7 +142,7 @@ class Chunk(NamedTuple):
   k: list[Array]
   beta: list[Array]
   gates: tpu_math.Gates
-  lower: list[Array]  # A of `chunk_math`
+  lower: list[Array]  # I + A, A of `chunk_math`
   read: list[Array]  # P
 
 

@@ -124,11 +124,8 @@ def running_sums(x_HC: Array, grid: Grid) -> Array:
   One product with ones, which bfloat16 holds exactly; three bfloat16 parts hold a float32.
   """
   H = x_HC.shape[0]
-  first, rest = halves(x_HC)
-  last = (x_HC - first.astype(jnp.float32) - rest.astype(jnp.float32)).astype(jnp.bfloat16)
-  parts = jnp.concatenate([first, rest, last], 0)
   ones = jnp.where(grid.seen, 1.0, 0.0).astype(jnp.bfloat16)
-  sums = Products(exact=False).dot(parts, ones, 'nt')
+  sums = Products(exact=False).dot(jnp.concatenate(parts(x_HC), 0), ones, 'nt')
   return sums[:H] + sums[H : 2 * H] + sums[2 * H :]
 
 
@@ -136,14 +133,7 @@ def running_sums_down(xs_CK: Sequence[Array], grid: Grid) -> list[Array]:
   """Returns the same for a list over heads of [C, K], along C."""
   dot = Products(exact=False).dot
   ones = jnp.where(grid.seen, 1.0, 0.0).astype(jnp.bfloat16)
-  parts = [halves(x) for x in xs_CK]
-  lasts = [
-    (x - first.astype(jnp.float32) - rest.astype(jnp.float32)).astype(jnp.bfloat16)
-    for x, (first, rest) in zip(xs_CK, parts, strict=True)
-  ]
-  return [
-    dot(ones, first) + dot(ones, rest) + dot(ones, last) for (first, rest), last in zip(parts, lasts, strict=True)
-  ]
+  return [dot(ones, first) + dot(ones, rest) + dot(ones, last) for first, rest, last in map(parts, xs_CK)]
 
 
 class Gates(NamedTuple):
