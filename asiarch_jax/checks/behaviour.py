@@ -23,6 +23,7 @@ import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 
 from asiarch_jax import config
 from asiarch_jax.arch import contract
@@ -56,7 +57,11 @@ FIRST_SWAP = 3  # batches before the first swapped future
 # Each program runs a few times only, so compiling costs more than running; other backends do not know these options.
 # Without the fusion emitters, which write MLIR for LLVM, a program compiles in a quarter of the time.
 PROGRAM: Mapping[str, Mapping[str, Any]] = {
-  'cpu': {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
+  'cpu': {
+    'xla_backend_optimization_level': 0,
+    'xla_cpu_use_fusion_emitters': False,
+    'xla_cpu_parallel_codegen_split_count': 1,
+  }
 }
 
 
@@ -161,7 +166,7 @@ class _Subject:
   def runs_at(self, length: int) -> bool:
     """Returns whether the mixer initialises from two sequences of this length."""
     try:
-      jaxprs.parameter_shapes(self.module, self.spec.width, 2, length)
+      jaxprs.start(self.module, self.spec.width, 2, length)
     except Exception:
       return False
     return True
@@ -204,6 +209,12 @@ class _Subject:
     sizes = [(length, 3 if length == three else 2) for length in reversed(self.lengths)]
     return tuple(sizes if three else [*sizes, (self.middle, 3)])
 
+  @property
+  def quick(self) -> tuple[int, int]:
+    """The size to run once more: the shortest with a past that runs without its gradient."""
+    sizes = [size for size in self.sizes if size != (self.middle, 2)]
+    return next((size for size in reversed(sizes) if size[0] >= self.middle), sizes[0])
+
   @functools.cached_property
   def probes(self) -> dict[tuple[int, int], _Probes]:
     """What is put in. All lengths show the same sequences, cut."""
@@ -232,9 +243,9 @@ class _Subject:
       slopes = jax.vmap(jax.grad(self.loss, (0, 1), has_aux=True), (None, 0, 0))
       return jax.jit(slopes).trace(self.shapes, x_SBTD, x_SBTD)
     if name == 'init':
-      short_BTD = jnp.zeros((1, 2, self.spec.width), jnp.float32)
-      start = jax.jit(lambda key: self.module.init(key, short_BTD).get('params', {}))
-      return start.trace(jax.eval_shape(lambda: jax.random.PRNGKey(0)))
+      begin = jaxprs.start(self.module, self.spec.width)
+      leaves = len(jax.tree.leaves(begin.parameters))
+      return jax.jit(lambda key: jaxpr_as_fun(begin.jaxpr)(key)[:leaves]).trace(jax.random.key(0))
     return self.jitted.trace(self.shapes, jax.ShapeDtypeStruct(self.probes[name].x.shape, jnp.float32))
 
   @functools.cached_property
@@ -254,7 +265,8 @@ class _Subject:
 
   @functools.cached_property
   def initial(self) -> Any:
-    return jax.tree.map(np.asarray, self.program('init')(jax.random.PRNGKey(self.seed)))
+    leaves = map(np.asarray, self.program('init')(jax.random.key(self.seed)))
+    return jax.tree.unflatten(jax.tree.structure(self.shapes), leaves)
 
   @functools.cached_property
   def moved(self) -> Any:
@@ -336,17 +348,15 @@ def _probes(rows_BTD: np.ndarray, others_BTD: np.ndarray, wanted: Sequence[int])
 
 def _contract(subject: _Subject) -> Iterator[Finding]:
   """The mixer builds, initialises and answers; it has parameters and what it sows, nothing else."""
-  width = subject.spec.width
-  x = jax.ShapeDtypeStruct((1, 2, width), jnp.float32)
   try:
-    variables = jax.eval_shape(subject.module.init, jax.random.PRNGKey(0), x)
+    others = jaxprs.start(subject.module, subject.spec.width).others
   except Exception as error:
     check, _, said = _complaint(error)
     if check == 'contract' and subject.runs_at(64):
       check, said = 'shapes', f'B = 1, T = 2 cannot be run, any B and T must be: {said}'
     yield Finding(check, False, said)
     return
-  foreign = sorted(set(variables) - {'params', *contract.SOWN})
+  foreign = sorted(set(others) - set(contract.SOWN))
   if foreign:
     yield Finding(
       'state', False, f'the mixer keeps the collection {foreign[0]!r}: it has parameters only, drop that state'
@@ -378,7 +388,7 @@ def _shapes(subject: _Subject) -> Iterator[Finding]:
   """Any B and T goes in and comes out again, in the type asked for."""
   width, lengths = subject.spec.width, subject.lengths
   sizes = [(batch, length) for length, batch in subject.sizes if length != subject.middle]
-  for batch, length in sizes + [(batch, subject.middle) for batch in (1, 3)]:  # two rows come with the gradient
+  for batch, length in [*sizes, (1, subject.middle)]:  # two rows come with the gradient
     try:
       y = subject.answer(batch, length)
     except Exception as error:
@@ -470,7 +480,7 @@ def _finite(subject: _Subject) -> Iterator[Finding]:
       name = jax.tree_util.keystr(path)
       yield Finding('finite', False, f'parameter {name} starts with a value that is not finite: mend its initialiser')
       return
-  size = subject.sizes[0]
+  size = subject.quick
   first = subject.threads.submit(subject.run, subject.initial, size)  # beside the answers
   places = [('with parameters moved by a tenth', y, length) for (length, _), y in subject.answers.items()]
   places.insert(0, ('at initialisation', first.result(), size[0]))
@@ -486,8 +496,7 @@ def _finite(subject: _Subject) -> Iterator[Finding]:
 
 def _determinism(subject: _Subject) -> Iterator[Finding]:
   """Two calls give the same, and two traces the same program: nothing outside the arguments is read."""
-  sizes = [size for size in subject.sizes if size != (subject.middle, 2)]  # that one runs with its gradient
-  size = next((size for size in reversed(sizes) if size[0] >= subject.middle), sizes[0])  # short, so quickly run
+  size = subject.quick
   if not np.array_equal(subject.run(subject.moved, size), subject.answers[size], equal_nan=True):
     yield Finding('determinism', False, 'two calls with the same input give different outputs: remove what changes')
   elif not cost.same_function(subject.trace(size).jaxpr, subject.again(size)):

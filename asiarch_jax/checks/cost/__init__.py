@@ -49,6 +49,7 @@ class Growth:
   state: tuple[float, float]  # bytes kept, as (constant, for each token)
 
 
+@jaxprs.remembering
 def growth(module: Any, width: int) -> Growth:
   """Returns how the cost of a mixer grows with the length of the sequence.
 

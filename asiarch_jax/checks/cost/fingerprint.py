@@ -54,10 +54,7 @@ def fingerprint(module: Any, width: int, length: int = 128) -> str:
     (y_BTD, losses), pullback = jax.vjp(forward, parameters, x_BTD)
     return y_BTD, losses, pullback((dy_BTD, [jax.numpy.ones_like(loss) for loss in losses]))
 
-  start = jax.make_jaxpr(
-    lambda key: jax.tree.leaves(module.init(key, jax.numpy.zeros((1, 2, width), module.dtype)).get('params', {}))
-  )(jax.random.key(0))
-  roles = _outputs(start, ['key'])
+  roles = _outputs(jaxprs.start(module, width).jaxpr, ['key'], len(leaves))
   whole = jax.make_jaxpr(with_gradients)(leaves, x, x)
   gradients = slice(len(whole.jaxpr.outvars) - len(leaves) - 1, len(whole.jaxpr.outvars) - 1)
   for _ in range(ROUNDS):
@@ -80,22 +77,22 @@ def _constant(value: Any) -> str:
   return _hash('constant', str(array.dtype), array.shape, array.tobytes())
 
 
-def _outputs(jaxpr: ClosedJaxpr, operands: Sequence[str]) -> list[str]:
-  return _run(jaxpr.jaxpr, [_constant(value) for value in jaxpr.consts], operands)
+def _outputs(jaxpr: ClosedJaxpr, operands: Sequence[str], outputs: int | None = None) -> list[str]:
+  return _run(jaxpr.jaxpr, [_constant(value) for value in jaxpr.consts], operands, outputs)
 
 
-def _run(body: Jaxpr, consts: Sequence[str], operands: Sequence[str]) -> list[str]:
-  """Returns the hashes of the outputs of `body`, given those of its constants and operands."""
+def _run(body: Jaxpr, consts: Sequence[str], operands: Sequence[str], outputs: int | None = None) -> list[str]:
+  """Returns the hashes of (the first `outputs`) outputs of `body`, given those of its constants and operands."""
   known: dict[Any, str] = dict(zip((*body.constvars, *body.invars), (*consts, *operands), strict=True))
   terms: dict[str, tuple[str, list[str]]] = {}  # a sum's or product's hash: the operation with its terms
 
   def of(variable: Any) -> str:
     return _constant_of(variable) if isinstance(variable, Literal) else known[variable]
 
-  for equation in jaxprs.live(body):
+  for equation in jaxprs.live(body, outputs):
     inputs = [of(variable) for variable in equation.invars]
     known.update(zip(equation.outvars, _equation(equation, inputs, terms), strict=True))
-  return [of(variable) for variable in body.outvars]
+  return [of(variable) for variable in body.outvars[:outputs]]
 
 
 def _constant_of(literal: Literal) -> str:

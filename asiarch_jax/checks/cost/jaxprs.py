@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ def words(text: str) -> frozenset[str]:
 CALLS = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')  # where primitives that only wrap a function keep it
 
 
-def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns `function` that traces a module once only for the same sizes: tracing is what a gate spends its time on."""
+def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns `function`, called once only for a module and sizes: tracing is what a gate spends its time on."""
   remembered = functools.lru_cache(maxsize=8)(function)
 
   @functools.wraps(function)
@@ -34,14 +34,32 @@ def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
   return asked
 
 
-@_remembering
-def parameter_shapes(module: Any, width: int, batch: int = 1, length: int = 2) -> Any:
-  """Returns the shapes of a mixer's parameters, traced. The host starts from a short sequence as well."""
-  x = jax.ShapeDtypeStruct((batch, length, width), module.dtype)
-  return jax.eval_shape(module.init, jax.random.key(0), x).get('params', {})
+class Start(NamedTuple):
+  """How a mixer begins: a jaxpr from a key to the leaves of its parameters and then of all else, and their shapes."""
+
+  jaxpr: ClosedJaxpr
+  parameters: Any
+  others: dict[str, Any]  # collections beside the parameters, by name
 
 
-@_remembering
+@remembering
+def start(module: Any, width: int, batch: int = 1, length: int = 2) -> Start:
+  """Returns the initialisation of a mixer. The host begins from a short sequence as well."""
+
+  def init(key: jax.Array) -> tuple[Any, dict[str, Any]]:
+    variables = dict(module.init(key, jnp.zeros((batch, length, width), module.dtype)))
+    return variables.pop('params', {}), variables
+
+  jaxpr, (parameters, others) = jax.make_jaxpr(init, return_shape=True)(jax.random.key(0))
+  return Start(jaxpr, parameters, others)
+
+
+def parameter_shapes(module: Any, width: int) -> Any:
+  """Returns the shapes of a mixer's parameters, traced."""
+  return start(module, width).parameters
+
+
+@remembering
 def trace(module: Any, width: int, length: int) -> ClosedJaxpr:
   """Returns the jaxpr of one sequence: parameters in order of their leaves, then x [1, T, D], to y and what is lost."""
   parameters = parameter_shapes(module, width)
