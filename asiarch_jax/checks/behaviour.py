@@ -249,15 +249,20 @@ class _Subject:
     return self.jitted.trace(self.shapes, jax.ShapeDtypeStruct(self.probes[name].x.shape, jnp.float32))
 
   @functools.cached_property
-  def threads(self) -> futures.ThreadPoolExecutor:
+  def compilers(self) -> futures.ThreadPoolExecutor:
     """Two: tracing holds Python, compiling and running do not, so programs are compiled while others are traced."""
+    return futures.ThreadPoolExecutor(2)
+
+  @functools.cached_property
+  def runners(self) -> futures.ThreadPoolExecutor:
+    """Not the compilers: a run waits for its program, and must not keep it from being compiled."""
     return futures.ThreadPoolExecutor(2)
 
   def start(self, name: Any) -> None:
     """Sees to it that a program is being compiled."""
     if name not in self.compiling:
       traced, options = self.trace(name), _options(jax.default_backend())
-      self.compiling[name] = self.threads.submit(lambda: traced.lower().compile(options))
+      self.compiling[name] = self.compilers.submit(lambda: traced.lower().compile(options))
 
   def program(self, name: Any) -> Any:
     self.start(name)
@@ -305,7 +310,7 @@ class _Subject:
     moved = self.moved
     for size in self.sizes:
       self.start('gradient' if size == (self.middle, 2) else size)
-    return dict(zip(self.sizes, self.threads.map(lambda size: self.run(moved, size), self.sizes), strict=True))
+    return dict(zip(self.sizes, self.runners.map(lambda size: self.run(moved, size), self.sizes), strict=True))
 
   def shortened(self, length: int) -> np.ndarray:
     """Returns y [2, T, D] of the first two sequences, from three rows where these agree with the longest run."""
@@ -481,7 +486,8 @@ def _finite(subject: _Subject) -> Iterator[Finding]:
       yield Finding('finite', False, f'parameter {name} starts with a value that is not finite: mend its initialiser')
       return
   size = subject.quick
-  first = subject.threads.submit(subject.run, subject.initial, size)  # beside the answers
+  subject.start(size)
+  first = subject.runners.submit(subject.run, subject.initial, size)  # beside the answers
   places = [('with parameters moved by a tenth', y, length) for (length, _), y in subject.answers.items()]
   places.insert(0, ('at initialisation', first.result(), size[0]))
   for where, y_SBTD, length in places:
