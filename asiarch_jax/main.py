@@ -195,7 +195,7 @@ def main(arguments: Sequence[str]) -> int:
     if not least <= len(positional) <= most:
       raise UsageError(f'{name} takes {least or "no"} argument{"s"[: least != 1]}, got {positional}')
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-    return _refuse(name, str(error.args[0] if error.args and isinstance(error, KeyError) else error))
+    return _refuse(name, _sentence(error))
   except UsageError as error:
     return _refuse(name, str(error))
   try:
@@ -208,10 +208,17 @@ def main(arguments: Sequence[str]) -> int:
     ImportError,
     commands.runners.WorkerStartError,
   ) as error:  # the shell's errors name value, limit and remedy
-    return _refuse(name, str(error))
+    return _refuse(name, _sentence(error))
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return commands.INTERRUPTED
+
+
+def _sentence(error: BaseException) -> str:
+  """Returns what an error says, without the number of an `OSError` and the quotes of a `KeyError`."""
+  if isinstance(error, OSError) and error.strerror:
+    return f'{error.filename}: {error.strerror}' if error.filename else str(error.strerror)
+  return str(error.args[0] if error.args and isinstance(error, KeyError) else error)
 
 
 def _refuse(name: str, reason: str) -> int:

@@ -61,7 +61,7 @@ def write(
   `effect_rows` are what choices in a design are worth; without them they are estimated from the genomes in `outcomes`.
 
   Raises:
-    OSError: the folder cannot be written; a page that was there before is left as it was.
+    OSError: the folder cannot be written, such as on a full disk; a page that was there before is left as it was.
   """
   folder = pathlib.Path(out_dir)
   folder.mkdir(parents=True, exist_ok=True)
@@ -133,6 +133,12 @@ def _replace(path: pathlib.Path, content: bytes) -> None:
   try:
     beside.write_bytes(content)
     beside.replace(path)
+  except OSError as error:
+    raise OSError(
+      error.errno,
+      f'{path} ({len(content):,} bytes) could not be written: {error.strerror}. What the report shows is safe in the '
+      'archive; free space or restore the right to write there, then asiarch report writes it',
+    ) from error
   finally:
     beside.unlink(missing_ok=True)
 
