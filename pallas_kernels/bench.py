@@ -3,27 +3,26 @@
 Each case is compiled ahead of time by libtpu (extra `[aot]`) in a process of its own, which dumps its schedules. A
 schedule is a list of bundles, about one a cycle; a kernel runs its own once a grid step. Printed for each case:
 bundles per token and value head (b/t-h) inside kernels, and of the XLA operations around them by the compiler's own
-cycle estimates; slots that are used; spills; bytes of HBM that the kernels read and write; the larger of compute and
-memory time. All of it is a static estimate: nothing was run. Waiting for memory, hazards of the matrix unit and the
-cost of a grid step are not in it; against published timings of another package it was 2 % to 19 % below.
+cycle estimates; slots that are used; spills; bytes of HBM that the kernels, and the operations around them, read and
+write; the larger of compute and memory time. All of it is a static estimate: nothing was run. Waiting for memory,
+hazards of the matrix unit and the cost of a grid step are not in it; against published timings of another package it
+was 2 % to 19 % below.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import importlib.util
 import json
-import math
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from typing import Any
+
+from pallas_kernels import schedules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +57,7 @@ class Case:
   HV: int = 16
   K: int = 128
   V: int = 128
+  dtype: str = 'bfloat16'  # of q, k and v
 
   @property
   def name(self) -> str:
@@ -69,25 +69,13 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
-  """One kernel of a schedule dump."""
-
-  name: str
-  bundles: int
-  steps: int
-  slots: dict[str, int]
-  places: dict[str, int]  # of each slot in a bundle
-
-
-@dataclasses.dataclass(frozen=True)
 class Estimate:
   """The static estimate of a case. Bundles and cycles are of the whole call."""
 
   case: Case
   chip: str
-  kernels: tuple[Kernel, ...]
-  xla_cycles: int
-  kernel_bytes: int
+  kernels: tuple[schedules.Kernel, ...]
+  traffic: schedules.Traffic
 
   @property
   def kernel_bundles(self) -> int:
@@ -100,12 +88,12 @@ class Estimate:
   @property
   def compute_ms(self) -> float:
     chip = CHIPS[self.chip]
-    return (self.kernel_bundles / chip.cores + self.xla_cycles) / chip.clock_ghz / 1e6
+    return (self.kernel_bundles / chip.cores + self.traffic.xla_cycles) / chip.clock_ghz / 1e6
 
   @property
   def memory_ms(self) -> float:
     chip = CHIPS[self.chip]
-    return self.kernel_bytes / (chip.hbm_gb_s * chip.cores) / 1e6
+    return (self.traffic.kernel_bytes + self.traffic.xla_bytes) / (chip.hbm_gb_s * chip.cores) / 1e6
 
   def slot_use(self, slot: str) -> float | None:
     """Returns the share of a slot's places that kernels use; None where there is no kernel."""
@@ -118,93 +106,18 @@ class Estimate:
       'case': self.case.name,
       'chip': self.chip,
       'kernel_bundles_per_token_head': round(self.per_token_head(self.kernel_bundles), 2),
-      'xla_cycles_per_token_head': round(self.per_token_head(self.xla_cycles), 2),
+      'xla_cycles_per_token_head': round(self.per_token_head(self.traffic.xla_cycles), 2),
       'matrix_slots_used': self.slot_use('MXU'),
       'vector_slots_used': self.slot_use('VALU'),
       'spills_a_step': sum(kernel.slots.get('VSTORE:SPILL', 0) for kernel in self.kernels),
-      'kernel_hbm_megabytes': round(self.kernel_bytes / 1e6, 1),
+      'kernel_hbm_megabytes': round(self.traffic.kernel_bytes / 1e6, 1),
+      'xla_hbm_megabytes': round(self.traffic.xla_bytes / 1e6, 1),
       'compute_ms': round(self.compute_ms, 3),
       'memory_ms': round(self.memory_ms, 3),
       'larger_ms': round(max(self.compute_ms, self.memory_ms), 3),
       'kernels': [f'{kernel.name}: {kernel.bundles} bundles x {kernel.steps} steps' for kernel in self.kernels],
       'kind': 'static estimate',
     }
-
-
-def dumped_kernels(folder: pathlib.Path) -> Iterator[Kernel]:
-  """Yields the custom kernels of a schedule dump: their bundles, grid steps and slots used."""
-  for path in sorted(folder.glob('*-final_bundles.txt')):
-    found = re.match(r'\d+-(.+?)-\d+-final_bundles', path.name)
-    if not found or 'schedule-analysis' in path.name or found[1] == 'TLP' or found[1].startswith('<'):
-      continue
-    name = found[1]
-    summary, slots = (
-      next(iter(folder.glob(f'{path.name.split("-")[0]}-{name}-*{kind}')), None)
-      for kind in ('schedule-analysis_final_bundles.txt', 'final_hlo-static-per-bundle-utilization.txt')
-    )
-    if summary is None or slots is None or 'tpu_custom_call' not in (report := summary.read_text()):
-      continue
-    bounds = re.search(r'iteration_bounds: \(([\d, ]+)\)', path.read_text())
-    steps = math.prod(int(size) for size in bounds[1].split(',') if size.strip()) if bounds else 1
-    total = re.search(r'total scheduled bundles:\s+(\d+)', report)
-    if total:
-      yield Kernel(name, int(total[1]), steps, *_slots(slots.read_text()))
-
-
-def _slots(text: str) -> tuple[dict[str, int], dict[str, int]]:
-  """Returns how many of each slot a schedule uses, from its utilisation table, and how many a bundle has."""
-  head, _, table = text.partition('== UTILIZATION:')
-  _, titles, capacities = head.strip().splitlines()[:3]
-  names = [name.strip() for name in titles.split(',')]
-  rows = [[int(count) for count in line.split()] for line in table.strip().splitlines()]
-  places = dict(zip(names, map(int, capacities.split()), strict=False))
-  return dict(zip(names, map(sum, zip(*rows, strict=True)), strict=False)), places
-
-
-BYTES = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'pred': 1, 's8': 1, 'u8': 1}
-
-
-def hlo_facts(text: str) -> tuple[int, int]:
-  """Returns (cycles of XLA operations, bytes that custom kernels read and write) of optimised HLO.
-
-  A loop's body counts as often as its condition says: the largest integer constant it compares with.
-  """
-  computations: dict[str, list[str]] = {}
-  entry = name = ''
-  for line in text.splitlines():
-    if found := re.match(r'(ENTRY )?%?([\w.\-]+) \(.*\{$', line):
-      name = found[2]
-      entry = name if found[1] else entry
-      computations[name] = []
-    elif name:
-      computations[name].append(line)
-
-  @functools.cache
-  def facts(name: str) -> tuple[int, int]:
-    cycles = moved = 0
-    for line in computations.get(name, ()):
-      estimate = re.search(r'"estimated_cycles":"?(\d+)', line)
-      cycles += int(estimate[1]) if estimate and 'custom_call_target="tpu_custom_call"' not in line else 0
-      if 'custom_call_target="tpu_custom_call"' in line:
-        moved += _bytes(line.partition('custom-call(')[0]) + _bytes(_operand_layouts(line))
-      if loop := re.search(r' while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)', line):
-        bounds = re.findall(r's32\[\][^=]*constant\((\d+)\)', '\n'.join(computations.get(loop[1], ())))
-        trips = max(map(int, bounds), default=1)
-        body_cycles, body_moved = facts(loop[2])
-        cycles, moved = cycles + trips * body_cycles, moved + trips * body_moved
-    return cycles, moved
-
-  return facts(entry)
-
-
-def _operand_layouts(line: str) -> str:
-  found = re.search(r'operand_layout_constraints=\{(.*?)\}, (?:\w+=|\w+_)', line)
-  return found[1] if found else ''
-
-
-def _bytes(text: str) -> int:
-  shapes = re.findall(r'\b(\w+)\[([\d,]*)\]', text)
-  return sum(BYTES[kind] * math.prod(int(n) for n in sizes.split(',') if n) for kind, sizes in shapes if kind in BYTES)
 
 
 def estimated(case: Case, chip: str, python: str = sys.executable) -> Estimate:
@@ -225,8 +138,8 @@ def estimated(case: Case, chip: str, python: str = sys.executable) -> Estimate:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
       raise RuntimeError(f'{case.name} on {chip} did not compile:\n' + '\n'.join(done.stderr.splitlines()[-8:]))
-    cycles, moved = hlo_facts((folder / 'optimised.hlo').read_text())
-    return Estimate(case, chip, tuple(dumped_kernels(folder)), cycles, moved)
+    moved = schedules.traffic((folder / 'optimised.hlo').read_text())
+    return Estimate(case, chip, tuple(schedules.dumped_kernels(folder)), moved)
 
 
 # Without these a second process that loads libtpu stops at a lock, and the first asks the cloud which machine it is on.
@@ -244,7 +157,7 @@ def called(case: Case) -> tuple[Any, list[Any]]:
   import jax
   import jax.numpy as jnp
 
-  narrow, wide = jnp.bfloat16, jnp.float32
+  narrow, wide = jnp.dtype(case.dtype), jnp.float32
   B, T, H, HV = case.B, case.T, case.key_heads, case.HV
   gates: dict[str, list[Any]] = {'none': [], 'scalar': [((B, T, HV), wide)], 'channel': [((B, T, HV, case.K), wide)]}
   shapes: list[tuple[tuple[int, ...], Any]] = [((B, T, H, case.K), narrow)] * 2
@@ -322,10 +235,10 @@ def missing_compiler() -> str | None:
 
 def table(estimates: list[Estimate]) -> str:
   """Returns the estimates as lines of text."""
-  heads = ('static estimate', 'b/t-h', '+ XLA', 'MXU', 'VALU', 'spills', 'HBM MB', 'compute ms', 'memory ms')
+  heads = ('static estimate', 'b/t-h', '+ XLA', 'MXU', 'VALU', 'spills', 'HBM MB', '+ XLA', 'compute ms', 'memory ms')
   keys = (
     'case', 'kernel_bundles_per_token_head', 'xla_cycles_per_token_head', 'matrix_slots_used', 'vector_slots_used',
-    'spills_a_step', 'kernel_hbm_megabytes', 'compute_ms', 'memory_ms',
+    'spills_a_step', 'kernel_hbm_megabytes', 'xla_hbm_megabytes', 'compute_ms', 'memory_ms',
   )  # fmt: skip
   rows = [heads] + [tuple(str(estimate.row()[key]) for key in keys) for estimate in estimates]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

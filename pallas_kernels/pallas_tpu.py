@@ -51,14 +51,23 @@ def refuses(call: Any) -> str | None:
     return f'K = {call.K} and V = {call.V} must not exceed {tiling.TPU_CHANNELS[-1]}'
   if call.chunk_size not in (None, *tiling.TPU_CHUNKS):
     return f'its chunks have {" or ".join(map(str, tiling.TPU_CHUNKS))} tokens, not {call.chunk_size}'
+  if (call.chunk_size or 0) > _most_tokens(call):
+    return f'with a decay per channel, chunks of {call.chunk_size} tokens do not fit the VMEM of this TPU; 64 do'
   return None
+
+
+def _most_tokens(call: Any) -> int:
+  """Returns the longest chunk that the VMEM of the TPU that is traced for can hold."""
+  small = call.decay == 'channel' and tpu_backward.vmem_capacity() <= tiling.TPU_SMALL_VMEM
+  return tiling.TPU_CHUNKS[0] if small else tiling.TPU_CHUNKS[-1]
 
 
 def plan(call: Any) -> Plan:
   """Returns the plan of a call that `refuses` does not refuse."""
   exact = lax.Precision(call.precision) != lax.Precision.DEFAULT
   most = tiling.tpu_most_heads(call.K, call.V, exact)
-  tiles = tiling.tpu_tiles(call.T, call.H, call.HV, call.K, call.V, call.chunk_size, most)
+  chunk = call.chunk_size or tiling.tpu_chunk(call.T, _most_tokens(call))
+  tiles = tiling.tpu_tiles(call.H, call.HV, call.K, call.V, chunk, most)
   layout = Layout(
     call.B, -(-call.T // tiles.chunk), tiles.chunk, call.H, call.HV, tiles.K, tiles.V, tiles.heads,
     call.decay, call.segments, call.scale, exact,

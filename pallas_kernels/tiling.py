@@ -8,6 +8,7 @@ import dataclasses
 TPU_LANES = 128
 TPU_CHANNELS = (32, 64, 128, 256)  # sizes of a head that the TPU kernels know; others are padded to the next
 TPU_CHUNKS = (64, 128)
+TPU_SMALL_VMEM = 16 * 2**20  # bytes, of v4: the gradients of a decay per channel fit it in chunks of 64 only
 
 
 def chunk_size(T: int, K: int, V: int) -> int:
@@ -33,8 +34,13 @@ class TpuTiles:
   V: int
 
 
-def tpu_tiles(T: int, H: int, HV: int, K: int, V: int, chunk: int | None = None, most: int = 8) -> TpuTiles:
-  """Returns the tiles for T tokens of H key and HV value heads, K by V; `most` heads are done in one step.
+def tpu_chunk(T: int, most: int = TPU_CHUNKS[-1]) -> int:
+  """Returns the chunk of the TPU kernels for T tokens, where VMEM holds chunks of `most`."""
+  return min(most, next((chunk for chunk in TPU_CHUNKS if chunk >= T), TPU_CHUNKS[-1]))
+
+
+def tpu_tiles(H: int, HV: int, K: int, V: int, chunk: int, most: int = 8) -> TpuTiles:
+  """Returns the tiles for chunks of H key and HV value heads, K by V; `most` heads are done in one step.
 
   Heads of a step are whole groups or part of one, and their lanes fill whole registers (or are all there are).
   """
@@ -43,7 +49,7 @@ def tpu_tiles(T: int, H: int, HV: int, K: int, V: int, chunk: int | None = None,
   if not heads:
     K, V = (max(size, TPU_LANES) for size in (K, V))
     heads = _heads(H, HV, K, V, most)
-  return TpuTiles(chunk or (64 if T <= 64 else 128), max(heads), K, V)
+  return TpuTiles(chunk, max(heads), K, V)
 
 
 def tpu_most_heads(K: int, V: int, exact: bool) -> int:

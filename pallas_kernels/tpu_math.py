@@ -9,6 +9,7 @@ Exponents are of two: sums of log decay are scaled once, by `LOG2_E`, and each e
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -393,3 +394,55 @@ def scaled(xs: Sequence[Array], factors: Sequence[Array] | None) -> list[Array]:
     if factors is None
     else [x * (across(f, x.shape[1]) if f.shape[1] == LANES else f) for x, f in zip(xs, factors, strict=True)]
   )
+
+
+def each(function: Any, *lists: Any) -> list[Any]:
+  """Returns `function` of the first entries, of the second entries ...: one stage over all heads."""
+  return [function(*values) for values in zip(*lists, strict=True)]
+
+
+def wide(xs: list[Array]) -> list[Array]:
+  return [x.astype(jnp.float32) for x in xs]
+
+
+def times(x_CX: Array, factor: Array | None) -> Array:
+  """Returns the rows of `x_CX` times their factors: [C, X] or wider, None for one."""
+  return x_CX if factor is None else x_CX * factor[:, : x_CX.shape[1]]
+
+
+def turned_across(rows_HC: Array, lanes: int) -> list[Array]:
+  """Returns each row of [heads, C] as a column [C, lanes].
+
+  To turn a repeated row takes half the work that it takes to repeat a turned one.
+  """
+  C = rows_HC.shape[1]
+  return [jnp.broadcast_to(rows_HC[h : h + 1], (lanes, C)).T for h in range(rows_HC.shape[0])]
+
+
+def sums_as_row(*xs_CX: Array) -> Array:
+  """Returns [1, C], the sums along the rows of all of `xs_CX`: turned before they are summed, which is less work."""
+  if len({x.shape for x in xs_CX}) == 1:
+    xs_CX = (functools.reduce(jnp.add, xs_CX),)
+  return functools.reduce(jnp.add, [column_sums(x.T) for x in xs_CX])
+
+
+def column_sums(x: Array) -> Array:
+  return jnp.sum(x, 0, keepdims=True)
+
+
+def sums_by(products: Products, chosen_CC: list[Array], xs_CK: list[Array]) -> Array:
+  """Returns the sum of m @ x over the matrices m of zeros and ones and their x: one product, as long as needed."""
+  ones, pieces = [], []
+  for mask_CC, x_CK in zip(chosen_CC, xs_CK, strict=True):
+    mine = parts(x_CK) if products.exact else list(halves(x_CK))
+    ones += [jnp.where(mask_CC, 1.0, 0.0).astype(jnp.bfloat16)] * len(mine)
+    pieces += mine
+  return Products(exact=False).dot(jnp.concatenate(ones, 1), jnp.concatenate(pieces, 0))
+
+
+def later_sums(x_HC: Array, grid: Grid) -> Array:
+  """Returns for each token of [heads, C] the sum from it to the end of its run in the chunk, in float32 throughout."""
+  pieces = parts(x_HC)
+  ones_CC = jnp.where(grid.seen, 1.0, 0.0).astype(jnp.bfloat16)
+  sums = Products(exact=False).dot(jnp.concatenate(pieces, 0), ones_CC)
+  return functools.reduce(jnp.add, jnp.split(sums, len(pieces)))

@@ -146,12 +146,15 @@ def test_transformations_change_nothing(kind):
     assert draws.error(mine, want) < 1e-5
 
 
+def call(T=8, decay='none'):
+  """Returns a call of this implementation by its name."""
+  float32 = jnp.dtype('float32')
+  return api.Call(1, T, 1, 1, 8, 8, decay, False, float32, float32, 1.0, None, None, False, True)
+
+
 def test_without_a_tpu_it_runs_only_where_it_is_asked_for():
-  call = api.Call(
-    1, 8, 1, 1, 8, 8, 'none', False, jnp.dtype('float32'), jnp.dtype('float32'), 1.0, None, None, False, False
-  )
-  assert 'there is no TPU' in pallas_tpu.refuses(call)
-  asked = dataclasses.replace(call, requested=True)
+  asked = call()
+  assert 'there is no TPU' in pallas_tpu.refuses(dataclasses.replace(asked, requested=False))
   assert pallas_tpu.refuses(asked) is None
   for change, reason in (
     ({'dtype': jnp.dtype('float16')}, 'float16'),
@@ -162,12 +165,21 @@ def test_without_a_tpu_it_runs_only_where_it_is_asked_for():
     assert reason in pallas_tpu.refuses(dataclasses.replace(asked, **change))
 
 
+def test_a_decay_per_channel_takes_short_chunks_where_vmem_is_small(monkeypatch):
+  calls = {decay: call(1000, decay) for decay in ('scalar', 'channel')}
+  assert {pallas_tpu.plan(asked).layout.C for asked in calls.values()} == {128}
+  monkeypatch.setattr(pallas_tpu.tpu_backward, 'vmem_capacity', lambda: 16 * 2**20)
+  assert {decay: pallas_tpu.plan(asked).layout.C for decay, asked in calls.items()} == {'scalar': 128, 'channel': 64}
+  long = dataclasses.replace(calls['channel'], chunk_size=128)
+  assert 'chunks of 128 tokens do not fit' in pallas_tpu.refuses(long)
+
+
 @pytest.mark.parametrize(
   'H, HV, K, V',
   [(2, 2, 8, 8), (16, 16, 128, 128), (4, 16, 64, 128), (1, 16, 128, 64), (17, 17, 32, 32), (3, 9, 100, 200)],
 )
 def test_tiles_are_whole_registers_or_all_there_is(H, HV, K, V):
-  tiles = tiling.tpu_tiles(1000, H, HV, K, V)
+  tiles = tiling.tpu_tiles(H, HV, K, V, tiling.tpu_chunk(1000))
   group, keys = HV // H, max(tiles.heads // (HV // H), 1)
   assert HV % tiles.heads == 0 and (tiles.heads % group == 0 or group % tiles.heads == 0)
   assert tiles.K >= K and tiles.V >= V and 1 <= tiles.heads <= 8

@@ -9,7 +9,7 @@ import pytest
 from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import specs, tpu_backward, tpu_forward
+from pallas_kernels import specs, tpu_adjoints, tpu_backward, tpu_forward, tpu_math
 from tests.pallas_kernels import draws
 
 Spec = specs.Spec
@@ -137,13 +137,13 @@ def test_the_adjoints_of_a_chunk_are_those_of_the_recurrence(decay):
   if decay == 'channel':
     log_decay = [log_decay[0, :, h] for h in heads]
   layout = layout_of(drawn, spec.T, True, jnp.float32)
-  chunk = tpu_backward.Chunk(
+  chunk = tpu_adjoints.Chunk(
     *([x[name][0, :, 0] for _ in heads] for name in 'qk'),
     *([jnp.asarray(y, 'float32')[0, :, h] for h in heads] for y in (x['v'], seeds[0])),
-    tpu_backward.across(layout, x['beta'][0].T),
+    tpu_math.turned_across(x['beta'][0].T, max(layout.C, layout.K, layout.V)),
     *([jnp.asarray(y, 'float32')[0, h, 0] for h in heads] for y in (inverse, states, seeds[1][:, :, None])),
   )
-  found = jax.jit(functools.partial(tpu_backward.adjoints, layout), compiler_options=QUICK)(
+  found = jax.jit(functools.partial(tpu_adjoints.adjoints, layout), compiler_options=QUICK)(
     chunk, log_decay, jnp.asarray(runs_BT, jnp.float32)
   )
   got = {
