@@ -154,34 +154,45 @@ def _called(x: _Instruction, key: str) -> str:
 
 def _moved(x: _Instruction, here: dict[str, _Instruction], computations: dict[str, _Computation]) -> int:
   """Returns the bytes of HBM that an operation reads and writes; of slices and updates, only the part they touch."""
-  if x.opcode in FREE or 'AllocateBuffer' in x.rest:
+  if x.opcode in FREE or x.opcode.endswith('-done') or 'AllocateBuffer' in x.rest:
     return 0
   if x.opcode == 'copy-start':  # its result names both places
     return _bytes(x.kind)
   given = [here[name] for name in x.operands if name in here]
+  if x.opcode == 'slice-start':  # ((whole), slice, flag)
+    part = _leaves(x.kind)[1]
+    return _bytes(part) + (_bytes(part, anywhere=True) if _bytes(given[0].kind) else 0)
   if x.opcode == 'fusion' and (inner := computations.get(_called(x, 'calls'))):
-    return _written(x, inner) + sum(_read(n, operand, inner) for n, operand in enumerate(given))
+    return _written(x, inner) + sum(
+      min(_bytes(operand.kind), _read(n, inner, computations)) for n, operand in enumerate(given)
+    )
   if x.opcode == 'dynamic-slice':
-    return _bytes(x.kind) + (_bytes(x.kind) if _bytes(given[0].kind) else 0)
+    return _bytes(x.kind) + (_bytes(x.kind, anywhere=True) if _bytes(given[0].kind) else 0)
   if x.opcode == 'dynamic-update-slice':
     return _bytes(given[1].kind) + min(_bytes(x.kind), _bytes(given[1].kind, anywhere=True))
   return _bytes(x.kind) + sum(_bytes(operand.kind) for operand in given)
 
 
-def _read(number: int, operand: _Instruction, inner: _Computation) -> int:
-  """Returns what a fusion reads of an operand: the slices where that is all it takes, nothing where it updates it."""
-  names = {x.name for x in inner.instructions.values() if x.opcode == 'parameter' and x.operands == (str(number),)}
-  users = []
-  for x in inner.instructions.values():  # a bitcast of the parameter is the parameter
-    if names & set(x.operands):
-      if x.opcode == 'bitcast':
-        names.add(x.name)
-      else:
-        users.append(x)
-  whole = _bytes(operand.kind)
-  if not all(x.opcode in ('dynamic-slice', 'dynamic-update-slice') and x.operands[0] in names for x in users):
-    return whole
-  return min(whole, sum(_bytes(x.kind, anywhere=True) for x in users if x.opcode == 'dynamic-slice'))
+def _read(number: int, inner: _Computation, computations: dict[str, _Computation]) -> int:
+  """Returns what a fusion reads of operand `number`: the sum of its slices, nothing of what it updates in place, else
+  all of it. A fusion inside takes it further."""
+  parameters = [x for x in inner.instructions.values() if x.opcode == 'parameter' and x.operands == (str(number),)]
+  if not parameters:
+    return 0
+  whole, names, total = _bytes(parameters[0].kind, anywhere=True), {parameters[0].name}, 0
+  for x in inner.instructions.values():
+    at = next((n for n, name in enumerate(x.operands) if name in names), None)
+    if at is None:
+      continue
+    if x.opcode == 'bitcast':  # the same array under another name
+      names.add(x.name)
+    elif x.opcode == 'dynamic-slice' and at == 0:
+      total += _bytes(x.kind, anywhere=True)
+    elif x.opcode == 'fusion' and _called(x, 'calls') in computations:
+      total += _read(at, computations[_called(x, 'calls')], computations)
+    elif x.opcode != 'dynamic-update-slice' or at:
+      return whole
+  return min(total, whole)
 
 
 def _written(x: _Instruction, inner: _Computation) -> int:

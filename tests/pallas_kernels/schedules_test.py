@@ -11,6 +11,12 @@ HLO = """HloModule jit_f
   ROOT %slice = f32[1,64]{1,0} dynamic-slice(%same, %p1, %p1), dynamic_slice_sizes={1,64}
 }
 
+%around (p0: f32[7,64], p1: s32[]) -> f32[1,64] {
+  %p0 = f32[7,64]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  ROOT %inside = f32[1,64]{1,0} fusion(%p0, %p1), kind=kLoop, calls=%sliced
+}
+
 %updated (p0: f32[7,64], p1: f32[1,64], p2: s32[]) -> f32[7,64] {
   %p0 = f32[7,64]{1,0} parameter(0)
   %p1 = f32[1,64]{1,0:S(1)} parameter(1)
@@ -22,7 +28,7 @@ HLO = """HloModule jit_f
   %x = (s32[], f32[7,64]{1,0}) parameter(0)
   %n = s32[] get-tuple-element(%x), index=0
   %all = f32[7,64]{1,0} get-tuple-element(%x), index=1
-  %one = f32[1,64]{1,0:T(8,128)S(1)} fusion(%all, %n), kind=kLoop, calls=%sliced, c={"estimated_cycles":"10"}
+  %one = f32[1,64]{1,0:T(8,128)S(1)} fusion(%all, %n), kind=kLoop, calls=%around, c={"estimated_cycles":"10"}
   %new = f32[7,64]{1,0} fusion(%all, %one, %n), kind=kLoop, calls=%updated
   ROOT %out = (s32[], f32[7,64]{1,0}) tuple(%n, %new)
 }
@@ -40,6 +46,8 @@ ENTRY %main.1 (a: f32[8]) -> f32[8] {
   %b = f32[8]{0} fusion(%a), kind=kLoop, calls=%elsewhere, backend_config={"estimated_cycles":"5"}
   %start = (f32[8]{0:S(1)}, f32[8]{0}, u32[]{:S(2)}) copy-start(%b)
   %done = f32[8]{0:S(1)} copy-done(%start)
+  %part = ((f32[8]{0}), f32[2]{0:S(1)}, s32[]{:S(2)}) slice-start(%b), slice={[0:2]}
+  %there = f32[2]{0:S(1)} slice-done(%part)
   %negated = f32[8]{0} negate(%done)
   %while = (s32[], f32[7,64]{1,0}) while(%t), condition=%condition.1, body=%body.1
   ROOT %k = (bf16[2,64]{1,0}, f32[4]{0}) custom-call(%b), custom_call_target="tpu_custom_call", KERNEL
@@ -57,6 +65,6 @@ def test_a_kernel_moves_its_operands_and_results():
 
 def test_operations_move_what_they_touch_of_what_lies_in_hbm():
   slice_and_index, update = 64 * 4 + 4, 64 * 4 + 4
-  read_and_written, prefetched, out_of_vmem = 2 * 8 * 4, 8 * 4, 8 * 4
-  want = 7 * (slice_and_index + update) + read_and_written + prefetched + out_of_vmem
+  read_and_written, prefetched, part, out_of_vmem = 2 * 8 * 4, 8 * 4, 2 * 4, 8 * 4
+  want = 7 * (slice_and_index + update) + read_and_written + prefetched + part + out_of_vmem
   assert schedules.traffic(HLO).xla_bytes == want
