@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from asiarch_jax import commands
-from asiarch_jax.commands import UsageError
+from asiarch_jax.commands import UsageError, cognition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,11 @@ def _prepare_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_integer('limit_bytes', None, 'Stop after this much text.', lower_bound=1, flag_values=values)
 
 
+def _papers_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+  flags.DEFINE_string('papers', None, 'Folder of your own papers, beside those of the package.', flag_values=values)
+  flags.DEFINE_integer('limit', 3, 'Hits of a search.', lower_bound=1, flag_values=values)
+
+
 COMMANDS = {
   'search': Command(
     commands.search,
@@ -152,6 +157,15 @@ COMMANDS = {
     'hf:NAME_OR_FOLDER (docs/DATA.md).',
     (_prepare_flags, _json_flag),
     (1, 1),
+  ),
+  'cognition': Command(
+    cognition.cognition,
+    'look into the base of papers',
+    'search QUERY|list|lint|add FILE',
+    'search finds the insights that answer a weakness; list and lint go through all; add checks a JSON file of a paper '
+    '(docs/EXTENDING.md) and copies it to --papers=DIR (default papers/).',
+    (_papers_flags, _json_flag),
+    (1, 2),
   ),
 }
 

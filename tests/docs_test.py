@@ -16,6 +16,7 @@ PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 NOT_RUN = {
   'SOURCE': 'a placeholder',
   'FILE.py': 'a placeholder',
+  'FILE.json': 'a placeholder',
   'gs://': 'needs a bucket',
   'hf:HuggingFaceFW': 'needs the network',
 }

@@ -1,0 +1,85 @@
+"""Retrieval from the cognition base: which insights answer a weakness that was measured.
+
+Lexical, by BM25 (Robertson and Zaragoza, 2009): always there, the same on every machine, and good where query and
+trigger speak of the same measurements. A trigger is compared with as it stands; idea and title count once more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import bm25s
+import numpy as np
+import snowballstemmer
+
+from asiarch_jax.cognition.paper import Insight, Paper
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+  """An insight that was found. `score` is BM25's: it orders hits of one query and means nothing across queries."""
+
+  paper: Paper
+  number: int
+  score: float
+
+  @property
+  def insight(self) -> Insight:
+    return self.paper.entries[self.number]
+
+  @property
+  def key(self) -> str:
+    """Names the insight in records: the paper's key and the number of the entry, from 1."""
+    return f'{self.paper.key}#{self.number + 1}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """The cognition base in memory, in the order of its papers' keys."""
+
+  papers: tuple[Paper, ...]
+
+  @functools.cached_property
+  def _places(self) -> list[tuple[Paper, int]]:
+    return [(paper, n) for paper in self.papers for n in range(len(paper.entries))]
+
+  @functools.cached_property
+  def _index(self) -> bm25s.BM25:
+    index = bm25s.BM25()
+    index.index([_document(paper, n) for paper, n in self._places], show_progress=False)
+    return index
+
+  def search(self, query: str, k: int = 3) -> tuple[Hit, ...]:
+    """Returns the best k insights for a query, at most one a paper, best first; none where no word is shared."""
+    wanted = words(query)
+    if not self._places or not wanted:
+      return ()
+    scores = np.asarray(self._index.get_scores(wanted), np.float64)
+    hits: dict[str, Hit] = {}
+    for place in sorted(range(len(scores)), key=lambda n: (-scores[n], n)):
+      paper, number = self._places[place]
+      if scores[place] > 0 and paper.key not in hits and len(hits) < k:
+        hits[paper.key] = Hit(paper, number, float(scores[place]))
+    return tuple(hits.values())
+
+
+def _document(paper: Paper, number: int) -> list[str]:
+  insight = paper.entries[number]
+  return words(f'{insight.trigger} {insight.idea} {paper.title} {paper.topic}')
+
+
+def words(text: str) -> list[str]:
+  """Returns the words of a text as they are compared: lower case, stemmed, without those that say nothing.
+
+  >>> words('Gates saturate, and the gated recurrence forgets')
+  ['gate', 'satur', 'gate', 'recurr', 'forget']
+  """
+  (found,) = bm25s.tokenize([text], stopwords='en', stemmer=_stemmer().stemWords, return_ids=False, show_progress=False)
+  return found
+
+
+@functools.cache
+def _stemmer() -> Any:
+  return snowballstemmer.stemmer('english')
