@@ -184,7 +184,7 @@ def _read(number: int, inner: _Computation, computations: dict[str, _Computation
     at = next((n for n, name in enumerate(x.operands) if name in names), None)
     if at is None:
       continue
-    if x.opcode == 'bitcast':  # the same array under another name
+    if _relabels(x, computations):
       names.add(x.name)
     elif x.opcode == 'dynamic-slice' and at == 0:
       total += _bytes(x.kind, anywhere=True)
@@ -195,12 +195,23 @@ def _read(number: int, inner: _Computation, computations: dict[str, _Computation
   return min(total, whole)
 
 
+def _relabels(x: _Instruction, computations: dict[str, _Computation]) -> bool:
+  """Returns whether an operation inside a fusion is the same array under another name, layout or type: what reads it
+  decides how much is read."""
+  if x.opcode in ('bitcast', 'copy', 'convert'):
+    return True
+  inner = computations.get(_called(x, 'calls')) if x.opcode == 'fusion' else None
+  return inner is not None and all(
+    y.opcode == 'parameter' or _relabels(y, computations) for y in inner.instructions.values()
+  )
+
+
 def _written(x: _Instruction, inner: _Computation) -> int:
   """Returns what a fusion writes: where it updates an operand, the update."""
 
   def update(name: str) -> _Instruction | None:
     found = inner.instructions.get(name)
-    while found and found.opcode == 'bitcast':
+    while found and found.opcode in ('bitcast', 'copy', 'convert'):
       found = inner.instructions.get(found.operands[0])
     return inner.instructions.get(found.operands[1]) if found and found.opcode == 'dynamic-update-slice' else None
 

@@ -11,10 +11,16 @@ HLO = """HloModule jit_f
   ROOT %slice = f32[1,64]{1,0} dynamic-slice(%same, %p1, %p1), dynamic_slice_sizes={1,64}
 }
 
+%relabelled (p0: f32[7,64]) -> f32[7,64] {
+  %p0 = f32[7,64]{1,0} parameter(0)
+  ROOT %copy = f32[7,64]{1,0} copy(%p0)
+}
+
 %around (p0: f32[7,64], p1: s32[]) -> f32[1,64] {
   %p0 = f32[7,64]{1,0} parameter(0)
   %p1 = s32[] parameter(1)
-  ROOT %inside = f32[1,64]{1,0} fusion(%p0, %p1), kind=kLoop, calls=%sliced
+  %moved = f32[7,64]{1,0} fusion(%p0), kind=kLoop, calls=%relabelled
+  ROOT %inside = f32[1,64]{1,0} fusion(%moved, %p1), kind=kLoop, calls=%sliced
 }
 
 %updated (p0: f32[7,64], p1: f32[1,64], p2: s32[]) -> f32[7,64] {
