@@ -64,11 +64,18 @@ def with_gradients(call):
   return outputs_and_gradients
 
 
-def measured(spec, call, ids=None):
-  """Returns {output or gradient: relative RMS error of `call` against float64} and what the program sends."""
+def measured(spec, call, ids=None, dtype='float32'):
+  """Returns {output or gradient: relative RMS error of `call` against float64} and what the program sends.
+
+  `dtype` is that of all but the initial state and its cotangent; what it rounds away is not counted as an error.
+  """
   drawn, _ = draws.operands(spec)
   cotangents = draws.seeds(spec)
-  operands = draws.narrowed(drawn), ids, *draws.narrowed(cotangents)
+  kept = drawn.pop('initial_state')
+  drawn, seed_o = jax.tree.map(lambda x: np.asarray(jnp.asarray(x, dtype), np.float64), (drawn, cotangents[0]))
+  narrow = draws.narrowed(drawn, dtype) | {'initial_state': jnp.asarray(kept, jnp.float32)}
+  operands = narrow, ids, jnp.asarray(seed_o, dtype), jnp.asarray(cotangents[1], jnp.float32)
+  drawn, cotangents = drawn | {'initial_state': kept}, (seed_o, cotangents[1])
   program = jax.jit(with_gradients(call)).lower(*operands).compile()
   got, want = program(*operands), draws.truth(drawn, ids, cotangents)
   assert got.keys() == want.keys()
@@ -99,6 +106,19 @@ def cases(tokens):
     'packed': (specs.Spec(6, P * 6, 1, 2, 8, 8), sharded(tokens, chunk_size=4), layouts(P * 6, 6)),
     'channel': (specs.Spec(1, P * 9, 2, 2, 16, 8, 'channel', **slow), sharded(tokens, chunk_size=16)),
     'long': (specs.Spec(1, P * 512, 1, 1, 64, 64, 'scalar', **slow), sharded(tokens)),
+    'bfloat16': (specs.Spec(2, P * 80, 1, 2, 64, 32, 'scalar', **slow), sharded(tokens), None, 'bfloat16'),
+    # By interpretation, whose scratch does not vary over the mesh as the check would have it.
+    'kernels': (
+      specs.Spec(6, P * 6, 1, 2, 8, 8, 'scalar', **slow),
+      sharded(tokens, check_vma=False, implementation='pallas_tpu'),
+      layouts(P * 6, 6),
+    ),
+    'kernels_channel_bfloat16': (
+      specs.Spec(1, P * 70, 1, 1, 32, 32, 'channel', **slow),
+      sharded(tokens, check_vma=False, implementation='pallas_tpu', chunk_size=64),
+      None,
+      'bfloat16',
+    ),
   }
 
 
