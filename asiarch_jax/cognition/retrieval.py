@@ -1,7 +1,7 @@
 """Retrieval from the cognition base: which insights answer a weakness that was measured.
 
 Lexical, by BM25 (Robertson and Zaragoza, 2009): always there, the same on every machine, and good where query and
-trigger speak of the same measurements. A trigger is compared with as it stands; idea and title count once more.
+trigger speak of the same measurements. What is compared with is trigger, idea, title and topic of an insight.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Hit:
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-  """The cognition base in memory, in the order of its papers' keys."""
+  """The cognition base in memory; of equal scores the earlier paper comes first."""
 
   papers: tuple[Paper, ...]
 

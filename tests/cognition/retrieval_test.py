@@ -1,4 +1,4 @@
-"""Retrieval finds what a designer would want, on queries written without looking at the triggers."""
+"""Retrieval finds what a designer would want, on queries labelled by what the papers are about."""
 
 import json
 import pathlib
