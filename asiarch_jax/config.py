@@ -121,6 +121,7 @@ class Search:
   parent_ranks: tuple[int, int] = (1, 10)  # a parent is uniform over these
   reference_ranks: tuple[int, int] = (11, 50)  # references are drawn from these
   references: int = 4  # how many
+  in_flight: int = 1  # cycles at a time, so that a slow language model idles no accelerator; 1 is reproducible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,23 +137,100 @@ class FitnessRule:
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-  """Weights of the judge's marks."""
+  """Who marks a measured entry, and the weights of the marks."""
 
-  performance: float = 0.30  # against the baselines, measured
-  innovation: float = 0.25  # distance to what is in the archive
-  complexity: float = 0.45  # FLOPs, parameters and state against the baseline
+  performance: float = 0.30  # weight of the mark against the baselines
+  innovation: float = 0.25  # weight of the distance to what is in the archive
+  complexity: float = 0.45  # weight of FLOPs, parameters and state against the baseline
+  kind: str = 'measured'  # measured: from numbers alone; llm: a language model after the rubric
+  calls: int = 3  # of a language model for one entry; the median of each mark counts
+  blind: bool = False  # hide the author's motivation from a language model
+
+
+@dataclasses.dataclass(frozen=True)
+class Analyst:
+  """Who compares an entry with its relatives and draws lessons."""
+
+  kind: str = 'measured'  # measured: from numbers alone; llm: a language model that is given those numbers
+  insights: int = 3  # papers retrieved by the weaknesses that were found
 
 
 @dataclasses.dataclass(frozen=True)
 class Researcher:
   """Who proposes."""
 
-  kind: str = 'evolution'  # evolution: offline, from a genome
+  kind: str = 'evolution'  # evolution: offline, from a genome; llm: a language model
   repairs: int = 2  # times that findings go back to the researcher before a proposal is rejected
+  samples: int = 1  # proposals drawn for one selection and gated; the best by a cheap score is trained
+  micro_steps: int = 20  # steps of the short run behind that score; 0 goes by novelty and counted cost alone
   fresh: float = 0.1  # chance of an independent design instead of a child
   combine: float = 0.3  # chance of crossing with a reference
   simplify: float = 0.12  # chance of removing a component from a child that is not crossed
   mutations: float = 2.0  # mean number of genome fields that a child changes (at least one)
+  revive: float = 0.05  # chance that a language model mends an archived failure instead of proposing anew
+  summaries: str = 'anew'  # of references, for a language model: anew at each sampling, or cached
+  redraws: int = 3  # times that a language model may answer a proposal that repeats an archived idea
+  neighbours: int = 5  # nearest archived motivations that a proposal is held against
+  embedder: str = 'auto'  # what finds them: lexical, gemini (its embeddings), auto (gemini where it is the provider)
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+  """How a language model is asked on behalf of one agent."""
+
+  model: str = ''  # empty: llm.model
+  temperature: float = -1.0  # negative: not sent, the provider's own holds
+  reply_tokens: int = 32_768  # most tokens of a reply, thoughts included
+  thinking: str = ''  # minimal, low, medium, high, or a number of tokens; empty: the provider's own
+
+
+@dataclasses.dataclass(frozen=True)
+class Llm:
+  """Language models: where they are and how patiently they are asked. Read only where an agent's kind is llm."""
+
+  provider: str = 'gemini'  # gemini; openai: any endpoint of that protocol; scripted; recorded: replay of a run
+  model: str = 'gemini-3.8-flash'  # of every role that names none
+  base_url: str = ''  # of the endpoint; empty: the provider's own (openai: OPENAI_BASE_URL)
+  project: str = ''  # Google Cloud project: uses Vertex AI with application-default credentials instead of a key
+  location: str = 'global'  # of Vertex AI
+  exchanges: str = ''  # scripted: a JSON-lines file of replies; recorded: the workdir whose traces are replayed
+  timeout: float = 300.0  # seconds of one attempt
+  attempts: int = 6  # of one call, on rate limits, server errors, time-outs and dropped connections
+  backoff: float = 2.0  # seconds before the second attempt, doubled for each, with jitter; Retry-After goes first
+  pause: float = 60.0  # seconds that the run waits after a call failed for good, doubled each time up to an hour
+  prices: tuple[str, ...] = (  # MODEL PROMPT CACHED REPLY DATE: dollars for a million tokens; yours may differ
+    'gemini-3.8-flash 0.75 0.075 3.75 2026-11-25',
+    'gemini-3.5-flash 1.50 0.15 9.00 2026-11-25',
+    'gemini-3.1-flash-lite 0.25 0.025 1.50 2026-11-25',
+    'gemini-3.1-pro-preview 2.00 0.20 12.00 2026-11-25',
+  )
+  researcher: Role = Role()
+  repairer: Role = Role(reply_tokens=24_576)
+  novelty: Role = Role(reply_tokens=8_192)
+  summariser: Role = Role(temperature=1.2, reply_tokens=4_096)
+  judge: Role = Role(reply_tokens=8_192)
+  analyst: Role = Role(reply_tokens=16_384)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cognition:
+  """The base of papers that language-model agents read."""
+
+  papers: str = ''  # a folder of your own, beside those of the package
+  shown: int = 3  # insights in a researcher's prompt beyond those that analyses retrieved
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """Where a search ends: the cycles in hand are finished and no other is begun. Zero sets no limit.
+
+  All but wall_seconds count the whole of a workdir, earlier calls of the command included.
+  """
+
+  dollars: float = 0.0  # of language models, by llm.prices
+  tokens: int = 0  # of language models: prompt, thoughts and reply
+  accelerator_seconds: float = 0.0  # devices times seconds that workers held them
+  wall_seconds: float = 0.0  # since this command began
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +238,7 @@ class Runner:
   """How a job is run."""
 
   kind: str = 'local'  # local: a jailed child process on this machine
+  workers: int = 1  # jobs at a time
   jail: str = 'auto'  # auto, bubblewrap, sandlock, or none (runs untrusted code with your rights)
   platform: str = ''  # JAX platform of workers; empty: what JAX finds
   host_devices: int = 1  # forced CPU devices of a worker
@@ -187,13 +266,19 @@ class Experiment:
   search: Search = Search()
   fitness: FitnessRule = FitnessRule()
   judge: Judge = Judge()
+  analyst: Analyst = Analyst()
   researcher: Researcher = Researcher()
+  llm: Llm = Llm()
+  cognition: Cognition = Cognition()
+  budget: Budget = Budget()
   runner: Runner = Runner()
 
 
 WORKER_PARTS = ('seed', 'model', 'training', 'monitor', 'evaluation', 'checks', 'tasks')
 # What may differ when a workdir is continued: how far, and with which hands. Everything else decides what is found.
-CONTINUABLE = ('name', 'search.cycles', 'runner')
+CONTINUABLE = ('name', 'search.cycles', 'search.in_flight', 'llm', 'budget', 'runner')
+ROLES = tuple(field.name for field in dataclasses.fields(Llm) if isinstance(field.default, Role))
+JUDGE_WEIGHTS = ('performance', 'innovation', 'complexity')
 
 
 def as_dict(part: Any) -> dict[str, Any]:
@@ -335,20 +420,54 @@ def validate(experiment: Experiment) -> None:
       raise ValueError(f'search.{name} = {ranks}; give two ranks, first at most last, counted from 1')
   if experiment.tasks.length > training.length:
     raise ValueError(f'tasks.length = {experiment.tasks.length} is longer than training.length = {training.length}')
-  if abs(sum(as_dict(experiment.judge).values()) - 1) > 1e-6:
-    raise ValueError(f'the weights of judge sum to {sum(as_dict(experiment.judge).values()):.3f}; make it 1')
-  if experiment.researcher.kind != 'evolution':
-    raise ValueError(f'researcher.kind = {experiment.researcher.kind!r}; use evolution')
+  weights = sum(getattr(experiment.judge, name) for name in JUDGE_WEIGHTS)
+  if abs(weights - 1) > 1e-6:
+    raise ValueError(f'the weights of judge sum to {weights:.3f}; make it 1')
+  _agents(experiment)
   if experiment.runner.kind != 'local':
     raise ValueError(f'runner.kind = {experiment.runner.kind!r}; use local')
   if experiment.runner.jail not in ('auto', 'bubblewrap', 'sandlock', 'none'):
     raise ValueError(f'runner.jail = {experiment.runner.jail!r}; use auto, bubblewrap, sandlock or none')
 
 
+def _agents(experiment: Experiment) -> None:
+  for name, kind, kinds in (
+    ('researcher.kind', experiment.researcher.kind, ('evolution', 'llm')),
+    ('researcher.summaries', experiment.researcher.summaries, ('anew', 'cached')),
+    ('researcher.embedder', experiment.researcher.embedder, ('auto', 'lexical', 'gemini')),
+    ('judge.kind', experiment.judge.kind, ('measured', 'llm')),
+    ('analyst.kind', experiment.analyst.kind, ('measured', 'llm')),
+    ('llm.provider', experiment.llm.provider, ('gemini', 'openai', 'scripted', 'recorded')),
+  ):
+    if kind not in kinds:
+      raise ValueError(f'{name} = {kind!r}; use {", ".join(kinds[:-1])} or {kinds[-1]}')
+  for role in ROLES:
+    thinking = getattr(experiment.llm, role).thinking
+    if thinking not in ('', 'minimal', 'low', 'medium', 'high') and not thinking.isdigit():
+      raise ValueError(f'llm.{role}.thinking = {thinking!r}; use minimal, low, medium, high or a number of tokens')
+  if experiment.llm.provider in ('scripted', 'recorded') and uses_llm(experiment) and not experiment.llm.exchanges:
+    raise ValueError(
+      f'llm.provider = {experiment.llm.provider!r} needs llm.exchanges; name '
+      + ('a JSON-lines file of replies' if experiment.llm.provider == 'scripted' else 'the workdir of the run')
+    )
+
+
+def uses_llm(experiment: Experiment) -> bool:
+  """Says whether any agent of the experiment is a language model."""
+  return 'llm' in (experiment.researcher.kind, experiment.judge.kind, experiment.analyst.kind)
+
+
 def _at_least_one(experiment: Experiment) -> None:
   for name, value in flat(experiment).items():
-    may_be_zero = name.startswith(('monitor.', 'researcher.', 'judge.', 'fitness.')) or name in (
+    if name.endswith('.temperature'):
+      continue  # negative: not sent
+    may_be_zero = name.startswith(
+      ('monitor.', 'researcher.', 'judge.', 'fitness.', 'budget.', 'cognition.')
+    ) or name in (
       'seed',
+      'analyst.insights',
+      'llm.backoff',
+      'llm.pause',
       'training.checkpoint_every',
       'training.warmup',
       'training.decay',
@@ -358,6 +477,7 @@ def _at_least_one(experiment: Experiment) -> None:
       'search.references',
       'model.init_stddev',
     )
+    may_be_zero &= name not in ('judge.calls', 'researcher.samples', 'researcher.neighbours')
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and (value < 0 or (value == 0 and not may_be_zero)):
       raise ValueError(f'{name} = {value}; it is {"at least 0" if may_be_zero else "positive"}')

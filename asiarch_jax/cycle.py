@@ -2,7 +2,7 @@
 
     sample -> propose -> check -> train (replicas) -> measure -> judge -> fitness -> analyse -> archive
                 ^           |  findings go back to the proposer, a set number of times
-                +-----------+
+                +-----------+  so do repeats of what is archived; of several samples one is trained
 
 The first cycles send the baselines through the same line, so fitness and evidence are taken against values measured
 here. All randomness of a cycle is `default_rng([seed, cycle])`: outcomes and a cycle number are the loop's whole state.
@@ -11,15 +11,21 @@ here. All randomness of a cycle is `default_rng([seed, cycle])`: outcomes and a 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
 from asiarch_jax import config
+from asiarch_jax.agents import judge
 from asiarch_jax.checks import source
 from asiarch_jax.evidence import improvement, noise
 from asiarch_jax.ports import Analyst, Journal, Judge, Researcher, Runner
 from asiarch_jax.records import (
+  Attempt,
+  Declined,
+  Drawn,
   Entry,
   Evidence,
   Finding,
@@ -31,23 +37,52 @@ from asiarch_jax.records import (
   Progress,
   Proposal,
   Rejection,
+  Selection,
+  Spend,
+  Timing,
   entries_of,
 )
-from asiarch_jax.search import fitness, novelty, sampling
+from asiarch_jax.search import fitness, novelty, sampling, screening
 from asiarch_jax.search.pool import baseline_of
 
-REPAIRABLE = ('checks', 'error', 'non_finite')  # failures that a researcher can answer
+NO_TIME = Timing()
+SEEN = 64  # latest outcomes that the journal lists for a cycle; all earlier ones were seen too
+# Failures that a researcher can answer.
+REPAIRABLE = ('checks', 'error', 'non_finite', 'too_slow', 'suspiciously_low', 'time', 'memory', 'crashed')
 
 
 @dataclasses.dataclass(frozen=True)
 class Team:
-  """Who does the work of a cycle: adapters of the ports."""
+  """Who does the work of a cycle: adapters of the ports. `spent` says what language models took for it so far."""
 
   researcher: Researcher
   judge: Judge
   analyst: Analyst
   runner: Runner
   journal: Journal
+  spent: Callable[[], Spend] = Spend
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What every stage of one cycle reads."""
+
+  outcomes: Sequence[Outcome]
+  cycle: int
+  experiment: config.Experiment
+  team: Team
+  corpus: str
+  on_progress: Callable[[Progress], None] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+  """A proposal as its last attempt left it, with the attempts before and the time of all its jobs."""
+
+  proposal: Proposal
+  result: JobResult
+  earlier: tuple[Attempt, ...] = ()
+  timing: Timing = NO_TIME
 
 
 def run_cycle(
@@ -64,37 +99,189 @@ def run_cycle(
   `corpus` is the content hash of the text. The result is not yet in the archive: appending it is the caller's.
   """
   rng = np.random.default_rng([experiment.seed, cycle])
+  here = Setting(outcomes, cycle, experiment, team, corpus, on_progress)
   selection = sampling.select(outcomes, experiment.search, experiment.fitness, rng)
-  proposal = team.researcher.propose(selection, outcomes, rng)
-  team.journal.write('proposed', cycle=cycle, name=proposal.name, operator=proposal.operator, parent=proposal.parent_id)
+  team.journal.write(
+    'selected',
+    cycle=cycle,
+    seen=[outcome.id for outcome in outcomes][-SEEN:],
+    parent=selection.parent.id if selection.parent else None,
+    references=[reference.id for reference in selection.references],
+  )
+  chosen = _screened(here, selection, rng) if _screens(here) else _proposed(here, selection, rng, ())
+  if isinstance(chosen, Rejection):
+    team.journal.write('rejected', cycle=cycle, name=chosen.proposal.name, stage=chosen.stage, reason=chosen.reason)
+    return dataclasses.replace(chosen, spend=team.spent())
+  tried = chosen if chosen.result.failure else _run(here, chosen, 'train', rng)
 
-  result = _attempt(proposal, outcomes, cycle, experiment, team.runner, corpus, on_progress)
-  for _ in range(experiment.researcher.repairs):
-    if result.failure is None or result.failure.kind not in REPAIRABLE:
-      break
-    mended = team.researcher.repair(proposal, _complaints(result), rng)
-    if mended is None:
-      break
-    team.journal.write('repaired', cycle=cycle, name=mended.name, reason=result.failure.reason)
-    proposal = dataclasses.replace(mended, parent_id=proposal.parent_id, reference_ids=proposal.reference_ids)
-    result = _attempt(proposal, outcomes, cycle, experiment, team.runner, corpus, on_progress)
-
-  outcome = _outcome(cycle, proposal, result, outcomes, experiment)
+  outcome = _outcome(here, tried)
   if isinstance(outcome, Rejection):
-    team.journal.write('rejected', cycle=cycle, name=proposal.name, stage=outcome.stage, reason=outcome.reason)
-    return outcome
+    team.journal.write('rejected', cycle=cycle, name=outcome.proposal.name, stage=outcome.stage, reason=outcome.reason)
+    return dataclasses.replace(outcome, spend=team.spent())
   entry = dataclasses.replace(outcome, evidence=_evidence(outcome, outcomes, experiment))
   entry = dataclasses.replace(entry, judgement=team.judge(entry, outcomes))
   entry = dataclasses.replace(entry, fitness=_fitness(entry, outcomes, experiment))
   entry = dataclasses.replace(entry, analysis=team.analyst(entry, outcomes))
-  team.journal.write('measured', cycle=cycle, name=proposal.name, fitness=entry.fitness and entry.fitness.total)
+  entry = dataclasses.replace(entry, spend=team.spent())
+  team.journal.write(
+    'measured', cycle=cycle, name=entry.proposal.name, fitness=entry.fitness and entry.fitness.total, spend=entry.spend
+  )
   return entry
 
 
+def settled(outcome: Outcome, outcomes: Sequence[Outcome]) -> Outcome:
+  """Returns the outcome as the archive takes it: with several cycles in flight, two may have found one function.
+
+  The later to arrive is a duplicate: its measurement would count twice.
+  """
+  twin = novelty.known(outcomes).get(outcome.fingerprint)
+  if not isinstance(outcome, Entry) or outcome.role != 'candidate' or twin is None or twin == outcome.id:
+    return outcome
+  return Rejection(
+    id=outcome.id,
+    stage='duplicate',
+    reason=f'computes the same function as entry {twin}, which was measured meanwhile',
+    proposal=outcome.proposal,
+    findings=outcome.findings,
+    fingerprint=outcome.fingerprint,
+    training=outcome.training,
+    job_key=outcome.job_key,
+    timing=outcome.timing,
+    spend=outcome.spend,
+    earlier=outcome.earlier,
+  )
+
+
+def _screens(here: Setting) -> bool:
+  """Says whether proposals are gated before one is trained: always where a language model writes them.
+
+  The offline researcher compares genomes itself, and a job to train gates its proposal anyway; a baseline is given.
+  """
+  candidate = here.cycle >= len(here.experiment.search.baselines)
+  return candidate and (here.experiment.researcher.kind == 'llm' or here.experiment.researcher.samples > 1)
+
+
+def _proposed(
+  here: Setting, selection: Selection, rng: np.random.Generator, drawn: Sequence[Drawn]
+) -> Tried | Rejection:
+  """Returns a new proposal on which nothing was run yet, or the rejection of a researcher that has none."""
+  proposal = here.team.researcher.propose(selection, here.outcomes, rng, drawn)
+  if isinstance(proposal, Declined):
+    nothing = proposal.proposal or Proposal(f'none_{here.cycle}', '', '', author='none', operator='none')
+    return Rejection(id=here.cycle, stage=proposal.stage, reason=proposal.reason, proposal=nothing)
+  here.team.journal.write(
+    'proposed', cycle=here.cycle, name=proposal.name, operator=proposal.operator, parent=proposal.parent_id
+  )
+  return Tried(proposal, JobResult(''))
+
+
+def _screened(here: Setting, selection: Selection, rng: np.random.Generator) -> Tried | Rejection:
+  """Returns the best of several gated proposals by a cheap score; one that failed the gate if none passed.
+
+  A proposal that computes an archived function, or says an archived idea once more, is answered with the reason and
+  drawn again, `researcher.redraws` times in all. Functions are compared first, since that is free.
+  """
+  rule = here.experiment.researcher
+  drawn: list[Drawn] = []
+  passed: list[Tried] = []
+  ended: Tried | Rejection | None = None
+  redraws = 0
+  while len(passed) < rule.samples and redraws <= rule.redraws:
+    proposed = _proposed(here, selection, rng, drawn)
+    if isinstance(proposed, Rejection):
+      ended = ended or proposed
+      break
+    gated = _run(here, proposed, 'check', rng)
+    repeated = _repetition(here, gated)
+    if repeated is not None:
+      drawn.append(Drawn(gated.proposal, repeated[1]))
+      here.team.journal.write('repeated', cycle=here.cycle, name=gated.proposal.name, reason=repeated[1])
+      ended = _rejected(here, gated, *repeated)
+      redraws += 1
+    elif gated.result.failure is not None:
+      drawn.append(Drawn(gated.proposal, gated.result.failure.reason))
+      ended = gated
+      redraws += 1
+      if rule.samples == 1:
+        break
+    else:
+      drawn.append(Drawn(gated.proposal))
+      passed.append(gated)
+  if not passed:
+    assert ended is not None
+    return ended
+  return passed[0] if len(passed) == 1 else _best(here, passed)
+
+
+def _repetition(here: Setting, gated: Tried) -> tuple[str, str] | None:
+  """Returns (stage, reason) where a gated proposal is in the archive already, by function or by idea."""
+  twin = novelty.known(here.outcomes).get(gated.result.fingerprint) if gated.result.fingerprint else None
+  if twin is not None:
+    return 'duplicate', f'computes the same function as entry {twin}'
+  if gated.result.failure is not None:
+    return None
+  reason = here.team.researcher.repeats(gated.proposal, here.outcomes)
+  return ('repeat', reason) if reason else None
+
+
+def _best(here: Setting, passed: Sequence[Tried]) -> Tried:
+  """Returns the gated proposal to train, with the time that all of them took."""
+  entries = entries_of(here.outcomes)
+  rows, timing = [], Timing()
+  for tried in passed:
+    probe = _probe(here, tried.proposal)
+    apart = judge.source_distances(tried.proposal.source, entries).values()
+    cost = tried.result.cost
+    rows.append(screening.Screened(probe[0], min(apart, default=1.0), cost.flops_per_token if cost else math.inf))
+    timing = _sum(timing, tried.timing, probe[1])
+  chosen = screening.best(rows)
+  here.team.journal.write(
+    'sampled',
+    cycle=here.cycle,
+    chosen=passed[chosen].proposal.name,
+    samples=[
+      {'name': tried.proposal.name, 'rank': rank, **dataclasses.asdict(row)}
+      for tried, row, rank in zip(passed, rows, screening.ranks(rows), strict=True)
+    ],
+  )
+  return dataclasses.replace(passed[chosen], timing=timing)
+
+
+def _probe(here: Setting, proposal: Proposal) -> tuple[float | None, Timing]:
+  """Returns the training loss of one replica after `researcher.micro_steps` steps and what it took; None: no run."""
+  steps = here.experiment.researcher.micro_steps
+  if not steps:
+    return None, Timing()
+  training = here.experiment.training
+  rates = sorted(training.learning_rates)
+  short = dataclasses.replace(
+    training,
+    steps=math.ceil(steps / training.steps_per_call) * training.steps_per_call,
+    seeds=1,
+    learning_rates=(rates[len(rates) // 2],),
+    data_parallel=1,
+    checkpoint_every=0,
+  )
+  micro = dataclasses.replace(
+    here.experiment, training=short, tasks=dataclasses.replace(here.experiment.tasks, names=())
+  )
+  job = dataclasses.replace(
+    job_of(proposal, here.outcomes, here.cycle, micro, here.corpus), baseline_losses=(), known={}
+  )
+  result = here.team.runner.run(job, here.on_progress)
+  losses = result.training.replicas[0].losses if result.training and not result.failure else ()
+  return (losses[-1] if losses else None), result.timing
+
+
 def job_of(
-  proposal: Proposal, outcomes: Sequence[Outcome], cycle: int, experiment: config.Experiment, corpus: str
+  proposal: Proposal,
+  outcomes: Sequence[Outcome],
+  cycle: int,
+  experiment: config.Experiment,
+  corpus: str,
+  kind: Literal['check', 'train'] = 'train',
 ) -> Job:
-  """Returns the job that gates, trains and measures a proposal against the baseline among `outcomes`."""
+  """Returns the job that gates a proposal and, of kind 'train', trains and measures it against the baseline."""
   entries = entries_of(outcomes)
   baseline = baseline_of(entries, experiment.search)
   parent = next((entry for entry in entries if entry.id == proposal.parent_id), baseline)
@@ -103,7 +290,8 @@ def job_of(
     name=proposal.name,
     source=proposal.source,
     experiment=config.worker_part(experiment),
-    corpus=corpus,
+    kind=kind,
+    corpus=corpus if kind == 'train' else '',
     waived=('growth',) if role_of(cycle, experiment) == 'anchor' else (),
     parameters=baseline.training.parameters if baseline and experiment.search.match_parameters else None,
     baseline_losses=mean_losses(baseline) if baseline else (),
@@ -128,22 +316,45 @@ def mean_losses(entry: Entry) -> tuple[float, ...]:
   return tuple(float(loss) for loss in np.mean(curves, axis=0)) if curves else ()
 
 
-def _attempt(
-  proposal: Proposal,
-  outcomes: Sequence[Outcome],
-  cycle: int,
-  experiment: config.Experiment,
-  runner: Runner,
-  corpus: str,
-  on_progress: Callable[[Progress], None] | None,
-) -> JobResult:
-  """Returns the result of one job; what the text alone shows is refused without starting a worker."""
-  job = job_of(proposal, outcomes, cycle, experiment, corpus)
-  findings = source.check(proposal.source)
-  refused = source.failure(findings)
-  if refused:
-    return JobResult(job.key, findings=findings, failure=refused)
-  return runner.run(job, on_progress)
+def _run(here: Setting, tried: Tried, kind: Literal['check', 'train'], rng: np.random.Generator) -> Tried:
+  """Returns the proposal after a job of `kind`, mended and tried again while repairs are left and its author can.
+
+  What the text alone shows is refused without starting a worker.
+  """
+  while True:
+    job = job_of(tried.proposal, here.outcomes, here.cycle, here.experiment, here.corpus, kind)
+    findings = source.check(tried.proposal.source)
+    refused = source.failure(findings)
+    if refused:
+      result = JobResult(job.key, findings=findings, failure=refused)
+    else:
+      result = here.team.runner.run(job, here.on_progress)
+    tried = dataclasses.replace(tried, result=result, timing=_sum(tried.timing, result.timing))
+    failure = result.failure
+    left = here.experiment.researcher.repairs - len(tried.earlier)
+    if failure is None or failure.kind not in REPAIRABLE or left <= 0:
+      return tried
+    mended = here.team.researcher.repair(tried.proposal, _complaints(result), rng)
+    if mended is None:
+      return tried
+    here.team.journal.write('repaired', cycle=here.cycle, name=mended.name, reason=failure.reason)
+    tried = dataclasses.replace(
+      tried,
+      proposal=dataclasses.replace(
+        mended, parent_id=tried.proposal.parent_id, reference_ids=tried.proposal.reference_ids
+      ),
+      earlier=(*tried.earlier, Attempt(tried.proposal, failure.kind, failure.reason)),
+    )
+
+
+def _sum(*timings: Timing) -> Timing:
+  """Returns the time of several jobs of one cycle; it started with the first that ran."""
+  return Timing(
+    wall_seconds=sum(timing.wall_seconds for timing in timings),
+    check_seconds=sum(timing.check_seconds for timing in timings),
+    accelerator_seconds=sum(timing.accelerator_seconds for timing in timings),
+    started=next((timing.started for timing in timings if timing.started), 0.0),
+  )
 
 
 def _complaints(result: JobResult) -> tuple[Finding, ...]:
@@ -154,39 +365,45 @@ def _complaints(result: JobResult) -> tuple[Finding, ...]:
   return (Finding(result.failure.kind, False, f'{result.failure.reason}\n{result.failure.log}'.strip()),)
 
 
-def _outcome(
-  cycle: int, proposal: Proposal, result: JobResult, outcomes: Sequence[Outcome], experiment: config.Experiment
-) -> Outcome:
-  """Returns a result as an entry without its judgements, or as a rejection with its stage."""
-  twin = novelty.known(outcomes).get(result.fingerprint) if cycle >= len(experiment.search.baselines) else None
-  rejected = Rejection(
-    id=cycle,
-    stage='',
-    reason='',
-    proposal=proposal,
+def _rejected(here: Setting, tried: Tried, stage: str, reason: str) -> Rejection:
+  result = tried.result
+  return Rejection(
+    id=here.cycle,
+    stage=stage,
+    reason=reason,
+    proposal=tried.proposal,
     findings=result.findings,
     fingerprint=result.fingerprint,
     training=result.training,
     job_key=result.key,
-    timing=result.timing,
+    timing=tried.timing,
+    earlier=tried.earlier,
   )
+
+
+def _outcome(here: Setting, tried: Tried) -> Outcome:
+  """Returns a result as an entry without its judgements, or as a rejection with its stage."""
+  result = tried.result
+  candidate = here.cycle >= len(here.experiment.search.baselines)
+  twin = novelty.known(here.outcomes).get(result.fingerprint) if candidate else None
   if twin is not None and result.fingerprint:
-    return dataclasses.replace(rejected, stage='duplicate', reason=f'computes the same function as entry {twin}')
+    return _rejected(here, tried, 'duplicate', f'computes the same function as entry {twin}')
   if result.failure is not None:
-    return dataclasses.replace(rejected, stage=result.failure.kind, reason=result.failure.reason)
+    return _rejected(here, tried, result.failure.kind, result.failure.reason)
   if result.training is None or result.cost is None:
-    return dataclasses.replace(rejected, stage='killed', reason='the worker gave no measurement')
+    return _rejected(here, tried, 'killed', 'the worker gave no measurement')
   return Entry(
-    id=cycle,
-    proposal=proposal,
-    role=role_of(cycle, experiment),  # type: ignore[arg-type]
+    id=here.cycle,
+    proposal=tried.proposal,
+    role=role_of(here.cycle, here.experiment),  # type: ignore[arg-type]
     findings=result.findings,
     fingerprint=result.fingerprint,
     cost=result.cost,
     training=result.training,
     scores=result.scores,
     job_key=result.key,
-    timing=result.timing,
+    timing=tried.timing,
+    earlier=tried.earlier,
   )
 
 

@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from asiarch_jax import commands
-from asiarch_jax.commands import UsageError, cognition
+from asiarch_jax.commands import UsageError, cognition, searching
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,8 @@ def _limit_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def _show_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_bool('source', False, 'Also print the source.', flag_values=values)
+  flags.DEFINE_bool('trace', False, 'Print what was said to language models for it, and what they answered.',
+                    flag_values=values)  # fmt: skip
   flags.DEFINE_bool('diff', False, 'Also print the difference to the parent.', flag_values=values)
 
 
@@ -92,7 +94,7 @@ def _papers_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 COMMANDS = {
   'search': Command(
-    commands.search,
+    searching.search,
     'run or continue a search',
     '--config=FILE.py --workdir=DIR',
     'Sends the baselines, then proposals, through check, training and judgement, and archives every outcome in DIR. '
@@ -221,6 +223,7 @@ def main(arguments: Sequence[str]) -> int:
     OSError,
     ImportError,
     commands.runners.WorkerStartError,
+    searching.Unavailable,
   ) as error:  # the shell's errors name value, limit and remedy
     return _refuse(name, _sentence(error))
   except KeyboardInterrupt:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from asiarch_jax.dialogue import Prompt, Reply
 from asiarch_jax.records import (
   Analysis,
+  Declined,
+  Drawn,
   Entry,
   Finding,
   Job,
@@ -19,10 +22,38 @@ from asiarch_jax.records import (
 )
 
 
+class ChatModel(Protocol):
+  """Answers one prompt with JSON after a schema."""
+
+  def complete(self, prompt: Prompt, schema: Mapping[str, Any]) -> Reply:
+    """Returns the reply; one that cannot be used says so in its `fault`.
+
+    Raises:
+      PermissionError, ValueError: what no retry mends (key, model name, request), with the remedy.
+    """
+    ...
+
+
+class Neighbours(Protocol):
+  """Finds texts that say much the same."""
+
+  def __call__(self, text: str, others: Sequence[str], count: int) -> tuple[int, ...]:
+    """Returns the places in `others` of up to `count` texts nearest in meaning to `text`, nearest first."""
+    ...
+
+
 class Researcher(Protocol):
   """Writes proposals. `rng` is numpy's Generator: the only randomness an offline researcher may use."""
 
-  def propose(self, selection: Selection, outcomes: Sequence[Outcome], rng: Any) -> Proposal: ...
+  def propose(
+    self, selection: Selection, outcomes: Sequence[Outcome], rng: Any, drawn: Sequence[Drawn] = ()
+  ) -> Proposal | Declined:
+    """Returns a proposal, unlike those in `drawn`, which the same selection gave already; or why there is none."""
+    ...
+
+  def repeats(self, proposal: Proposal, outcomes: Sequence[Outcome]) -> str | None:
+    """Returns why the proposal is an archived idea once more, None if it is new. Functions were compared before."""
+    ...
 
   def repair(self, proposal: Proposal, findings: Sequence[Finding], rng: Any) -> Proposal | None:
     """Returns the proposal mended after what the checks found, or None if it has no answer."""

@@ -20,11 +20,25 @@ SCHEMA = 1  # version of the JSON form; an archive says which one it was written
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin:
+  """Where one idea of a proposal comes from, for the origin table of the paper (its Table 3).
+
+  `kind` is cognition (a paper; `reference` is the key of the insight that was shown), analysis (an outcome of this
+  archive; `reference` is its id) or original.
+  """
+
+  component: str
+  kind: Literal['cognition', 'analysis', 'original']
+  reference: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class Proposal:
   """A mixer's source with its motivation and descent.
 
   `genome` is the description that the offline researcher wrote the source from, None for any other author; it is read
-  and never changed. `operator` says how the proposal came about: seed, fresh, mutate, combine, simplify, repair.
+  and never changed. `operator` says how the proposal came about: seed, fresh, mutate, refine, combine, simplify,
+  repair. `origins` lists the ideas in it as their author declared them, checked against what the author was shown.
   """
 
   name: str
@@ -35,6 +49,36 @@ class Proposal:
   author: str = 'human'
   operator: str = 'seed'
   genome: dict[str, Any] | None = None
+  origins: tuple[Origin, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Declined:
+  """A researcher's answer when it has no proposal to train: what it tried, if anything, and why that ended.
+
+  `stage` is reply (the model gave nothing that could be used) or repeat (only ideas that are in the archive).
+  """
+
+  stage: Literal['reply', 'repeat']
+  reason: str
+  proposal: Proposal | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+  """A version of a proposal that failed at `stage` and was mended: kept, since failures teach too."""
+
+  proposal: Proposal
+  stage: str
+  reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+  """A proposal that one selection gave already. `fault` says why it cannot be used, empty for one that waits."""
+
+  proposal: Proposal
+  fault: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +229,16 @@ class Timing:
 
 
 @dataclasses.dataclass(frozen=True)
+class Spend:
+  """What language models took for one outcome: calls, tokens (thoughts included), dollars, seconds waited."""
+
+  calls: int = 0
+  tokens: int = 0
+  dollars: float = 0.0
+  seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class JobResult:
   """What came back from a worker. Without `failure`, `training`, `cost` and `scores` are complete (kind 'train')."""
 
@@ -213,13 +267,19 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-  """Marks on 1-10 and their weighted mean (`config.Judge`), recomputed by us from the parts."""
+  """Marks on 1-10 and their weighted mean (`config.Judge`), recomputed by us from the parts.
+
+  `raw` holds the marks as a language model gave them (medians over its calls), before they were calibrated on the
+  baseline; `calls` the score of each call. Both are empty for marks from measurements.
+  """
 
   performance: float
   innovation: float
   complexity: float
   score: float
   reason: str
+  raw: tuple[float, ...] = ()
+  calls: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +309,11 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-  """The five sections of an analysis, and the lessons that later proposals are told."""
+  """The five sections of an analysis, and the lessons that later proposals are told.
+
+  `weaknesses` says what the measurements show to be lacking: the query for papers. `retrieved` holds the keys of the
+  insights that were found by it (`cognition.retrieval.Hit.key`). `author` is 'measured' or a language model's name.
+  """
 
   design: str
   results: str
@@ -257,6 +321,9 @@ class Analysis:
   explanation: str
   synthesis: str
   lessons: tuple[str, ...] = ()
+  weaknesses: str = ''
+  retrieved: tuple[str, ...] = ()
+  author: str = 'measured'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,11 +344,13 @@ class Entry:
   evidence: Evidence | None = None
   analysis: Analysis | None = None
   timing: Timing = Timing()
+  spend: Spend = Spend()
+  earlier: tuple[Attempt, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Rejection:
-  """A proposal that ended at a stage: source, novelty, or a kind of FAILURES. Failures are archived too."""
+  """A proposal that ended at a stage: a kind of FAILURES, or of `Declined`. Failures are archived too."""
 
   id: int
   stage: str
@@ -292,6 +361,8 @@ class Rejection:
   training: TrainSummary | None = None
   job_key: str = ''
   timing: Timing = Timing()
+  spend: Spend = Spend()
+  earlier: tuple[Attempt, ...] = ()
 
 
 Outcome = Entry | Rejection
@@ -316,7 +387,8 @@ def without_timing(outcome: Outcome) -> Outcome:
   training = outcome.training and dataclasses.replace(
     outcome.training, tokens_per_second=0.0, seconds_per_step=0.0, compile_seconds=0.0, peak_bytes=0
   )
-  return dataclasses.replace(outcome, findings=findings, training=training, timing=Timing())  # type: ignore[arg-type]
+  spend = dataclasses.replace(outcome.spend, seconds=0.0)
+  return dataclasses.replace(outcome, findings=findings, training=training, timing=Timing(), spend=spend)  # type: ignore[arg-type]
 
 
 def to_json(record: Any) -> Any:

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-VALUES = {'asiarch_jax.records', 'asiarch_jax.config', 'asiarch_jax.batch'}
+VALUES = {'asiarch_jax.records', 'asiarch_jax.config', 'asiarch_jax.batch', 'asiarch_jax.dialogue'}
 DECIDE = {
   'asiarch_jax.search',
   'asiarch_jax.agents',
@@ -21,17 +21,19 @@ MAY_IMPORT = {
   'asiarch_jax.records': set(),
   'asiarch_jax.config': set(),
   'asiarch_jax.batch': set(),
+  'asiarch_jax.dialogue': {'asiarch_jax.records', 'asiarch_jax.config'},
+  'asiarch_jax.ports': {'asiarch_jax.records', 'asiarch_jax.dialogue'},
   'asiarch_jax.arch': VALUES | {'pallas_kernels'},
   'asiarch_jax.tasks': VALUES,
   'asiarch_jax.checks.source': VALUES,
   'asiarch_jax.cognition': VALUES,
   'asiarch_jax.evidence': VALUES,
   'asiarch_jax.search': VALUES | {'asiarch_jax.evidence'},
-  'asiarch_jax.agents': VALUES | {'asiarch_jax.cognition', 'asiarch_jax.evidence', 'asiarch_jax.checks.source'},
+  'asiarch_jax.agents': VALUES
+  | {'asiarch_jax.ports', 'asiarch_jax.cognition', 'asiarch_jax.evidence', 'asiarch_jax.checks.source'},
   'asiarch_jax.training': VALUES | {'asiarch_jax.tasks'},
   'asiarch_jax.checks.cost': VALUES | {'asiarch_jax.arch'},
   'asiarch_jax.checks.behaviour': VALUES | {'asiarch_jax.arch', 'asiarch_jax.checks.cost'},
-  'asiarch_jax.ports': {'asiarch_jax.records'},
   'asiarch_jax.cycle': VALUES | DECIDE | {'asiarch_jax.ports'},
   'asiarch_jax.shell': VALUES | {'asiarch_jax.ports'},
   'asiarch_jax.report': VALUES | {'asiarch_jax.evidence', 'asiarch_jax.ports'},
@@ -60,7 +62,13 @@ EFFECTFUL = {
   'asiarch_jax.commands',
   'asiarch_jax.main',
 }
-WITHOUT_JAX = {'asiarch_jax.records', 'asiarch_jax.config', 'asiarch_jax.ports', 'asiarch_jax.cycle'} | DECIDE
+WITHOUT_JAX = {
+  'asiarch_jax.records',
+  'asiarch_jax.config',
+  'asiarch_jax.dialogue',
+  'asiarch_jax.ports',
+  'asiarch_jax.cycle',
+} | DECIDE
 EFFECTS = {'absl', 'logging', 'orbax', 'os', 'random', 'shutil', 'socket', 'subprocess', 'tempfile', 'time', 'urllib'}
 MODULES = sorted(
   ('.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'), path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from asiarch_jax import records
+from asiarch_jax import dialogue, records
 
 MIXER = """import flax.linen as nn
 import jax.numpy as jnp
@@ -111,16 +111,33 @@ class FakeRunner:
 
 
 class FakeResearcher:
-  """Proposes from a list, in order, then numbered clones of one mixer; mends with what `repairs` says, in order."""
+  """Proposes from a list, in order, then numbered clones of one mixer; mends with what `repairs` says, in order.
 
-  def __init__(self, proposals: Sequence[records.Proposal] = (), repairs: Sequence[records.Proposal | None] = ()):
+  `repeated` says by name which proposals repeat an archived idea, and why.
+  """
+
+  def __init__(
+    self,
+    proposals: Sequence[records.Proposal | records.Declined] = (),
+    repairs: Sequence[records.Proposal | None] = (),
+    repeated: Mapping[str, str] | None = None,
+  ):
     self._proposals = list(proposals)
     self._repairs = list(repairs)
+    self._repeated = dict(repeated or {})
+    self.drawn: list[tuple[records.Drawn, ...]] = []
     self.asked: list[records.Selection] = []
     self.findings: list[tuple[records.Finding, ...]] = []
 
-  def propose(self, selection: records.Selection, outcomes: Sequence[records.Outcome], rng: Any) -> records.Proposal:
+  def propose(
+    self,
+    selection: records.Selection,
+    outcomes: Sequence[records.Outcome],
+    rng: Any,
+    drawn: Sequence[records.Drawn] = (),
+  ) -> records.Proposal | records.Declined:
     self.asked.append(selection)
+    self.drawn.append(tuple(drawn))
     if self._proposals:
       return self._proposals.pop(0)
     number = len(self.asked)
@@ -133,6 +150,9 @@ class FakeResearcher:
       author='fake',
       operator='mutate' if selection.parent else 'fresh',
     )
+
+  def repeats(self, proposal: records.Proposal, outcomes: Sequence[records.Outcome]) -> str | None:
+    return self._repeated.get(proposal.name)
 
   def repair(
     self, proposal: records.Proposal, findings: Sequence[records.Finding], rng: Any
@@ -163,3 +183,52 @@ class FakeAnalyst:
   def __call__(self, entry: records.Entry, outcomes: Sequence[records.Outcome]) -> records.Analysis | None:
     self.asked.append(entry)
     return self._analysis
+
+
+REPLIES: dict[str, dict[str, Any]] = {
+  'researcher': {
+    'name': 'two_speed_memory',
+    'motivation': 'The state forgets old keys; a second, slower memory keeps them, so recall should improve.',
+    'source': MIXER,
+    'ideas': [{'component': 'slow memory', 'origin': 'original', 'reference': ''}],
+  },
+  'repairer': {'diagnosis': 'The shape was wrong; it is right now.', 'source': f'{MIXER}\n# mended\n'},
+  'novelty': {'comparisons': [], 'reason': 'none is alike'},
+  'summariser': {'summary': 'It gates a causal mean; recall stays limited by what the mean smears together.'},
+  'judge': {'reason': 'about as good at the same cost', 'performance': 6, 'innovation': 5, 'complexity': 7},
+  'analyst': {
+    'design': 'A gate on the mean path and nothing else.',
+    'results': 'Not distinguishable from the baseline.',
+    'expectation': 'Better recall was expected; it was not shown.',
+    'explanation': 'The gate opens on separators only.',
+    'synthesis': 'Keep the gate, try it per head.',
+    'lessons': [{'kind': 'unclear', 'text': 'the gate was not shown to help'}],
+    'weaknesses': 'associative recall is weak: keys interfere in the state',
+  },
+}
+
+
+class FakeModel:
+  """Answers each role with REPLIES, or with what `replies` lists for it, in order; a Reply is given as it is.
+
+  `asked` lists the prompts, `schemas` what they were to be answered by.
+  """
+
+  def __init__(self, **replies: Sequence[dict[str, Any] | str | dialogue.Reply]):
+    self._replies = {role: list(listed) for role, listed in replies.items()}
+    self.asked: list[dialogue.Prompt] = []
+    self.schemas: list[Mapping[str, Any]] = []
+
+  def complete(self, prompt: dialogue.Prompt, schema: Mapping[str, Any]) -> dialogue.Reply:
+    self.asked.append(prompt)
+    self.schemas.append(schema)
+    listed = self._replies.get(prompt.role)
+    answer = listed.pop(0) if listed else REPLIES[prompt.role]
+    if isinstance(answer, dialogue.Reply):
+      return answer
+    text = answer if isinstance(answer, str) else json.dumps(answer)
+    return dialogue.Reply(text, usage=dialogue.Usage(prompt=len(prompt.text) // 4, reply=len(text) // 4), model='fake')
+
+  def of(self, role: str) -> list[dialogue.Prompt]:
+    """Returns the prompts of one role."""
+    return [prompt for prompt in self.asked if prompt.role == role]

@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asiarch_jax import config, cycle, worker
-from asiarch_jax.agents import evolution, judge
+from asiarch_jax import config, cycle, dialogue, worker
+from asiarch_jax.agents import evolution, judge, repairer, researcher, summariser
 from asiarch_jax.arch import contract, lm
 from asiarch_jax.arch.baselines import delta_net, gated_delta_net
+from asiarch_jax.cognition import paper, retrieval
 from asiarch_jax.records import Cost, Job, to_json, without_timing
 from asiarch_jax.search import fitness, pool, sampling
 from asiarch_jax.shell import corpus as corpora
+from asiarch_jax.shell import library
 from asiarch_jax.tasks import TASKS
-from tests import samples
+from tests import fakes, samples
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = config.from_dict(
@@ -33,10 +35,8 @@ ARCHIVE = samples.archive(60)
 
 def changed(experiment, name, value):
   """Returns the experiment with one leaf replaced."""
-  part, _, leaf = name.rpartition('.')
-  if not part:
-    return dataclasses.replace(experiment, **{leaf: value})
-  return dataclasses.replace(experiment, **{part: dataclasses.replace(getattr(experiment, part), **{leaf: value})})
+  part, _, rest = name.partition('.')
+  return dataclasses.replace(experiment, **{part: changed(getattr(experiment, part), rest, value) if rest else value})
 
 
 def host(experiment):
@@ -73,6 +73,33 @@ def proposals(experiment):
     selection = sampling.select(ARCHIVE[:3], experiment.search, experiment.fitness, rng)
     asked.append(evolution.Evolution(experiment.researcher).propose(selection, ARCHIVE[:3], rng).source)
   return asked
+
+
+def asked(experiment):
+  """What a language-model team is told and how often, over a few selections."""
+  model = fakes.FakeModel()
+  base = retrieval.Base(tuple(paper.parsed(text, name) for name, text in sorted(library.packaged().items())))
+  templates = library.prompts()
+  author = researcher.ModelResearcher(
+    model,
+    experiment,
+    templates,
+    base,
+    summariser.Summariser(model, templates, base, {} if experiment.researcher.summaries == 'cached' else None),
+    repairer.Repairer(model, templates),
+    retrieval.nearest_texts,
+  )
+  for n in range(12):
+    rng = np.random.default_rng(n)
+    outcomes = (*ARCHIVE[:20], dataclasses.replace(samples.rejection(99), proposal=samples.proposal('broken')))
+    author.propose(sampling.select(outcomes, experiment.search, experiment.fitness, rng), outcomes, rng)
+  author.repeats(samples.proposal(), ARCHIVE[:20])
+  return [(prompt.role, prompt.text) for prompt in model.asked]
+
+
+def calls(experiment):
+  """How each role is asked."""
+  return [dialogue.settings_of(experiment.llm, role) for role in config.ROLES]
 
 
 def examples(experiment):
@@ -125,6 +152,16 @@ PROBES = {
   'researcher.combine': (proposals, 0.0),
   'researcher.simplify': (proposals, 0.9),
   'researcher.mutations': (proposals, 8.0),
+  'researcher.revive': (asked, 0.9),
+  'researcher.summaries': (asked, 'cached'),
+  'researcher.neighbours': (asked, 2),
+  'cognition.shown': (asked, 0),
+  'llm.model': (calls, 'gemini-other'),
+  **{
+    f'llm.{role}.{name}': (calls, value)
+    for role in config.ROLES
+    for name, value in (('model', 'm'), ('temperature', 0.5), ('reply_tokens', 77), ('thinking', 'low'))
+  },
 }  # fmt: skip
 MEASURED = {  # by training a tiny model: slow, in the sweep
   'seed': 1,
@@ -167,7 +204,35 @@ ELSEWHERE = {  # the test that shows what a setting does
   'judge.performance': 'tests/settings_test.py::test_weights_of_the_judge',
   'judge.innovation': 'tests/settings_test.py::test_weights_of_the_judge',
   'judge.complexity': 'tests/settings_test.py::test_weights_of_the_judge',
-  'researcher.kind': 'tests/config_test.py::test_contradictions_are_refused_with_both_values',
+  'judge.kind': 'tests/team_test.py::test_a_whole_search_with_models_in_every_place',
+  'judge.calls': 'tests/agents/model_judge_test.py::test_it_is_asked_as_often_as_is_set',
+  'judge.blind': 'tests/agents/model_judge_test.py::test_a_blind_judge_sees_no_motivation',
+  'analyst.kind': 'tests/team_test.py::test_a_whole_search_with_models_in_every_place',
+  'analyst.insights': 'tests/agents/model_analyst_test.py::test_the_weaknesses_retrieve_papers_which_are_kept',
+  'researcher.kind': 'tests/team_test.py::test_a_whole_search_with_models_in_every_place',
+  'researcher.samples': 'tests/cycle_test.py::test_of_several_samples_the_best_by_a_cheap_score_is_trained',
+  'researcher.micro_steps': 'tests/cycle_test.py::test_without_a_short_run_samples_are_chosen_by_novelty_and_cost',
+  'researcher.redraws': 'tests/cycle_test.py::test_a_repeated_idea_is_answered_and_drawn_again_and_in_the_end_rejected',
+  'researcher.embedder': 'tests/staff_test.py::test_what_compares_motivations_is_what_was_set',
+  'llm.provider': 'tests/staff_test.py::test_the_provider_is_the_one_that_was_set',
+  'llm.base_url': 'tests/team_test.py::test_a_whole_search_with_models_in_every_place',
+  'llm.project': 'tests/shell/llm_test.py::test_a_project_uses_vertex_with_application_default_credentials',
+  'llm.location': 'tests/shell/llm_test.py::test_a_project_uses_vertex_with_application_default_credentials',
+  'llm.exchanges': 'tests/staff_test.py::test_the_provider_is_the_one_that_was_set',
+  'llm.timeout': 'tests/shell/llm_test.py::test_a_hung_connection_ends_at_the_time_out',
+  'llm.attempts': 'tests/shell/llm_test.py::test_trouble_that_stays_is_unavailable_after_all_attempts',
+  'llm.backoff': 'tests/shell/llm_test.py::test_trouble_is_asked_again_after_growing_waits',
+  'llm.pause': 'tests/shell/patience_test.py::test_without_a_pause_the_failure_comes_out',
+  'llm.prices': 'tests/search/budget_test.py::test_other_prices_give_another_estimate',
+  'cognition.papers': 'tests/staff_test.py::test_papers_of_ones_own_are_read',
+  'budget.dollars': 'tests/search/budget_test.py::test_each_limit_ends_the_search_and_is_named_with_both_numbers',
+  'budget.tokens': 'tests/search/budget_test.py::test_each_limit_ends_the_search_and_is_named_with_both_numbers',
+  'budget.accelerator_seconds': (
+    'tests/search/budget_test.py::test_each_limit_ends_the_search_and_is_named_with_both_numbers'
+  ),
+  'budget.wall_seconds': 'tests/search/budget_test.py::test_each_limit_ends_the_search_and_is_named_with_both_numbers',
+  'search.in_flight': 'tests/staff_test.py::test_cycles_in_flight_overlap_and_workers_keep_to_their_places',
+  'runner.workers': 'tests/staff_test.py::test_cycles_in_flight_overlap_and_workers_keep_to_their_places',
   'researcher.repairs': 'tests/cycle_test.py::test_findings_go_back_to_the_researcher_a_set_number_of_times',
   'runner.kind': 'tests/config_test.py::test_contradictions_are_refused_with_both_values',
   'runner.jail': 'tests/shell/attacks_test.py::test_the_attacks_do_succeed_without_a_jail',

@@ -25,7 +25,7 @@ from asiarch_jax.agents import variation, writer
 from asiarch_jax.agents.genes import GENES, Genome
 from asiarch_jax.agents.genome import GENOMES, HEARD
 from asiarch_jax.agents.variation import Move
-from asiarch_jax.records import Entry, Finding, Outcome, Proposal, Rejection, Selection, entries_of
+from asiarch_jax.records import Drawn, Entry, Finding, Outcome, Proposal, Rejection, Selection, entries_of
 
 AUTHOR = 'evolution'
 EXPLORE = 0.25  # share of moves that ignore what was learned
@@ -126,11 +126,18 @@ class Evolution:
 
   settings: config.Researcher
 
-  def propose(self, selection: Selection, outcomes: Sequence[Outcome], rng: np.random.Generator) -> Proposal:
-    """Returns a design that is not in the archive, with its source. All randomness is `rng`."""
+  def propose(
+    self,
+    selection: Selection,
+    outcomes: Sequence[Outcome],
+    rng: np.random.Generator,
+    drawn: Sequence[Drawn] = (),
+  ) -> Proposal:
+    """Returns a design that is neither in the archive nor `drawn`, with its source. All randomness is `rng`."""
     lore = learn(outcomes)
-    known = {genome for outcome in outcomes if (genome := genome_of(outcome.proposal))}
-    taken = {outcome.proposal.name for outcome in outcomes} | set(GENOMES)
+    before = [*(outcome.proposal for outcome in outcomes), *(draw.proposal for draw in drawn)]
+    known = {genome for proposal in before if (genome := genome_of(proposal))}
+    taken = {proposal.name for proposal in before} | set(GENOMES)
     base = genome_of(selection.parent.proposal) if selection.parent else None
     parent = selection.parent if base else None
     partners = _partners(parent, selection.references, outcomes)
@@ -139,6 +146,10 @@ class Evolution:
       if child not in known and affordable(child):
         return _proposal(operator, child, parent, base, partner, lore, taken)
     raise RuntimeError(f'no new design in {ATTEMPTS} attempts among {len(known)} known; raise researcher.mutations')
+
+  def repeats(self, proposal: Proposal, outcomes: Sequence[Outcome]) -> str | None:
+    """Returns None: what is in the archive is not proposed."""
+    return None
 
   def repair(self, proposal: Proposal, findings: Sequence[Finding], rng: np.random.Generator) -> Proposal | None:
     """Returns the proposal with a field changed that the failed findings implicate; None if none is left to blame."""

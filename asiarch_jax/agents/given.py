@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from asiarch_jax.records import Finding, Outcome, Proposal, Selection
+from asiarch_jax.records import Drawn, Finding, Outcome, Proposal, Selection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,8 +16,13 @@ class Given:
 
   proposal: Proposal
 
-  def propose(self, selection: Selection, outcomes: Sequence[Outcome], rng: Any) -> Proposal:
+  def propose(
+    self, selection: Selection, outcomes: Sequence[Outcome], rng: Any, drawn: Sequence[Drawn] = ()
+  ) -> Proposal:
     return self.proposal
+
+  def repeats(self, proposal: Proposal, outcomes: Sequence[Outcome]) -> str | None:
+    return None
 
   def repair(self, proposal: Proposal, findings: Sequence[Finding], rng: Any) -> Proposal | None:
     return None

@@ -97,7 +97,7 @@ class MeasuredJudge:
     if ours and designs:
       apart, table, what = {id: self.distance(ours, theirs) for id, theirs in designs.items()}, GENOME_NOVELTY, 'genome'
     else:
-      apart, table, what = source_distances(entry, earlier), SOURCE_NOVELTY, 'source'
+      apart, table, what = source_distances(entry.proposal.source, earlier), SOURCE_NOVELTY, 'source'
     nearest = min(apart, key=lambda id: (apart[id], id))
     name = next(other.proposal.name for other in earlier if other.id == nearest)
     return _mark(
@@ -148,9 +148,9 @@ def complexity_mark(cost: Cost, base: Cost) -> tuple[float, str]:
   return mark, f'{told} of the baseline, FLOPs grow as T^{cost.growth:.2f}'
 
 
-def source_distances(entry: Entry, others: Sequence[Entry]) -> dict[int, float]:
-  """Returns how far each other entry's source lies, in [0, 1]: one minus the weighted Jaccard index of profiles."""
-  ours = _profile(entry.proposal.source)
+def source_distances(source: str, others: Sequence[Entry]) -> dict[int, float]:
+  """Returns how far each entry's source lies, in [0, 1]: one minus the weighted Jaccard index of profiles."""
+  ours = _profile(source)
   return {
     other.id: 1.0 - float(np.minimum(ours, theirs).sum()) / max(float(np.maximum(ours, theirs).sum()), 1.0)
     for other in others

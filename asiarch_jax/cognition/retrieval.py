@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import bm25s
@@ -63,6 +64,37 @@ class Base:
       if scores[place] > 0 and paper.key not in hits and len(hits) < k:
         hits[paper.key] = Hit(paper, number, float(scores[place]))
     return tuple(hits.values())
+
+  def insights(self, keys: Iterable[str]) -> tuple[Hit, ...]:
+    """Returns the insights of these keys (`Hit.key`), in their order; a key that is not in the base is passed over."""
+    return tuple(self._by_key[key] for key in keys if key in self._by_key)
+
+  def drawn(self, rng: np.random.Generator, count: int) -> tuple[Hit, ...]:
+    """Returns up to `count` different insights at random: food for a new idea, where there is nothing to ask for."""
+    places = rng.choice(len(self._places), min(count, len(self._places)), replace=False) if self._places else ()
+    return tuple(Hit(*self._places[int(place)], 0.0) for place in places)
+
+  @functools.cached_property
+  def _by_key(self) -> dict[str, Hit]:
+    hits = [Hit(paper, number, 0.0) for paper, number in self._places]
+    return {hit.key: hit for hit in hits}
+
+
+def nearest_texts(text: str, others: Sequence[str], count: int) -> tuple[int, ...]:
+  """Returns the places of up to `count` texts that share the most telling words with `text`, nearest first.
+
+  Lexical (BM25), so there everywhere and at no cost: what finds an archived idea again where no embeddings are. A
+  `ports.Neighbours`. Texts that share no word are not near.
+  """
+  wanted = words(text)
+  documents = [words(other) for other in others]
+  if not wanted or not any(documents):
+    return ()
+  index = bm25s.BM25()
+  index.index(documents, show_progress=False)
+  scores = np.asarray(index.get_scores(wanted), np.float64)
+  places = sorted(range(len(others)), key=lambda place: (-scores[place], place))
+  return tuple(place for place in places[:count] if scores[place] > 0)
 
 
 def _document(paper: Paper, number: int) -> list[str]:

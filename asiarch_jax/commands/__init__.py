@@ -13,26 +13,23 @@ import os
 import pathlib
 import signal
 import sys
-import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from absl import flags
 from rich.console import Console
 
-from asiarch_jax import config, cycle
-from asiarch_jax.agents import analyst, evolution, genome, given, judge
+from asiarch_jax import config
+from asiarch_jax.agents import genome, given
 from asiarch_jax.checks import source
 from asiarch_jax.evidence import effects
-from asiarch_jax.ports import Researcher, Runner
-from asiarch_jax.records import Entry, Job, JobResult, Limits, Outcome, Progress, Proposal, Rejection, to_json
+from asiarch_jax.records import Entry, Job, JobResult, Limits, Outcome, Proposal, to_json
 from asiarch_jax.report import page, text
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import corpus as corpora
+from asiarch_jax.shell import exchanges, sandbox
 from asiarch_jax.shell import journal as journals
 from asiarch_jax.shell import runner as runners
-from asiarch_jax.shell import sandbox
 from asiarch_jax.shell.display import Display
 
 MIXER_BYTES = 1 << 20  # of a file that is named on the command line
@@ -57,91 +54,13 @@ def experiment_of(values: flags.FlagValues) -> config.Experiment:
   return experiment
 
 
-@dataclasses.dataclass
-class Timed:
-  """A runner that counts the seconds spent in it: what is left of a search is the controller's own."""
-
-  runner: Runner
-  seconds: float = 0.0
-
-  def run(self, job: Job, on_progress: Callable[[Progress], None] | None = None) -> JobResult:
-    began = time.monotonic()
-    try:
-      return self.runner.run(job, on_progress)
-    finally:
-      self.seconds += time.monotonic() - began
-
-  def arrays(self, key: str) -> Mapping[str, Any]:
-    return self.runner.arrays(key)
-
-
-def search(values: flags.FlagValues, _: list[str]) -> int:
-  experiment = experiment_of(values)
-  if values.cycles:
-    experiment = dataclasses.replace(experiment, search=dataclasses.replace(experiment.search, cycles=values.cycles))
-  workdir = pathlib.Path(values.workdir)
-  began = time.monotonic()
-  with Display() as display, _terminable():
-    corpus_dir, corpus = open_corpus(experiment, display)
-    jail = choose_jail(experiment, display)
-    with archives.OrbaxArchive.open(workdir, experiment, corpus.card.content_hash) as archive:
-      journal = journals.JsonLines(workdir / 'journal.jsonl')
-      runner = Timed(runners.LocalRunner(workdir, dataclasses.replace(experiment.runner, jail=jail), corpus_dir))
-      outcomes = list(archive.outcomes())
-      done = {outcome.id for outcome in outcomes}
-      if done:
-        display.line(f'{workdir}: continues after {len(done)} outcomes')
-      try:
-        for number in (n for n in range(experiment.search.cycles) if n not in done):
-          seen = sorted((o for o in outcomes if o.id < number), key=lambda o: o.id)
-          display.start_cycle(number, experiment.search.cycles, next(iter(text.ranked(seen)), None))
-          team = team_of(number, experiment, runner, journal)
-          outcome = cycle.run_cycle(
-            seen, number, experiment, team, corpus=corpus.card.content_hash, on_progress=display.progress
-          )
-          arrays = runner.arrays(outcome.job_key) if isinstance(outcome, Entry) else {}
-          archive.append(outcome, arrays)
-          outcomes.append(outcome)
-          display.end_cycle(outcome)
-          _stop_without_baseline(outcome, experiment)
-      except KeyboardInterrupt:
-        display.line(
-          f'stopped with {len(outcomes)} of {experiment.search.cycles} outcomes, all of them kept. '
-          f'To resume: {_again(values)}'
-        )
-        return INTERRUPTED
-      events = journal.events()
-  report = _write_report(outcomes, workdir / 'report', experiment, events)
-  added = [outcome for outcome in outcomes if outcome.id not in done]
-  wall = time.monotonic() - began
-  if values.json:
-    print(
-      json.dumps(
-        {'workdir': str(workdir), 'added': len(added), 'report': str(report), 'outcomes': text.as_json(outcomes)}
-      )
-    )
-    return 0
-  console = _console()
-  console.print(text.leaderboard(outcomes))
-  console.print(text.summary(outcomes, experiment.search.baseline))
-  if added:
-    console.print(
-      f'\n{len(added)} outcomes in {wall / 60:.1f} min ({3600 * len(added) / wall:.0f} an hour, '
-      f'{max(0.0, 1 - runner.seconds / wall):.0%} of the time outside workers)'
-    )
-  else:
-    console.print(f'\nnothing to add: {len(outcomes)} outcomes are there; --cycles={len(outcomes) + 10} asks for more')
-  console.print(f'report: {report}', soft_wrap=True)
-  return 0
-
-
 def check(values: flags.FlagValues, arguments: list[str]) -> int:
   result = _one_job(values, arguments[0], 'check')
   passed = result.failure is None
   if values.json:
     print(json.dumps(to_json(result)))
     return 0 if passed else 1
-  console = _console()
+  console = standard_output()
   for finding in result.findings:
     console.print(
       f'{"ok  " if finding.passed else "FAIL"} {finding.check}: {finding.detail}', markup=False, soft_wrap=True
@@ -163,7 +82,7 @@ def train(values: flags.FlagValues, arguments: list[str]) -> int:
   if values.json:
     print(json.dumps(to_json(result)))
     return 0 if result.failure is None else 1
-  console = _console()
+  console = standard_output()
   if result.failure:
     console.print(f'{result.failure.kind}: {result.failure.reason}\n{result.failure.log}', markup=False, soft_wrap=True)
   if result.training and result.cost:
@@ -187,7 +106,7 @@ def top(values: flags.FlagValues, _: list[str]) -> int:
   if values.json:
     print(json.dumps({'outcomes': text.as_json(outcomes)}))
   else:
-    console = _console()
+    console = standard_output()
     console.print(text.leaderboard(outcomes, values.limit))
     console.print(text.summary(outcomes, _experiment.search.baseline))
   return 0
@@ -197,9 +116,12 @@ def show(values: flags.FlagValues, arguments: list[str]) -> int:
   outcomes, _ = _read(values.workdir)
   outcome = _named(arguments[0], outcomes)
   if values.json:
-    print(json.dumps(to_json(outcome)))
+    calls = {'trace': exchanges.Traces(values.workdir).read(outcome.id)} if values.trace else {}
+    print(json.dumps(to_json(outcome) | calls))
   else:
-    _console().print(text.outcome_page(outcome, outcomes, source=values.source, diff=values.diff))
+    standard_output().print(text.outcome_page(outcome, outcomes, source=values.source, diff=values.diff))
+    if values.trace:
+      standard_output().print(text.trace(exchanges.Traces(values.workdir).read(outcome.id)))
   return 0
 
 
@@ -212,7 +134,7 @@ def tree(values: flags.FlagValues, _: list[str]) -> int:
     ]
     print(json.dumps({'nodes': nodes}))
   else:
-    _console().print(text.tree(outcomes))
+    standard_output().print(text.tree(outcomes))
   return 0
 
 
@@ -221,7 +143,7 @@ def report(values: flags.FlagValues, _: list[str]) -> int:
   workdir = pathlib.Path(values.workdir)
   out = pathlib.Path(values.out) if values.out else workdir / 'report'
   events = journals.JsonLines(workdir / 'journal.jsonl', read_only=True).events()
-  written = _write_report(outcomes, out, experiment, events)
+  written = write_report(outcomes, out, experiment, events)
   print(json.dumps({'report': str(written)}) if values.json else written)
   return 0
 
@@ -264,23 +186,6 @@ def prepare(values: flags.FlagValues, arguments: list[str]) -> int:
       f'{values.out}: {card.tokens:,} tokens from {card.documents:,} documents ({splits}); {card.content_hash[:12]}'
     )
   return 0
-
-
-def team_of(number: int, experiment: config.Experiment, runner, journal) -> cycle.Team:
-  """Returns who works on cycle `number`: its researcher gives a baseline at first, then evolves."""
-  baselines = experiment.search.baselines
-  researcher: Researcher = (
-    given.Given(baseline_proposal(baselines[number]))
-    if number < len(baselines)
-    else evolution.Evolution(experiment.researcher)
-  )
-  return cycle.Team(
-    researcher=researcher,
-    judge=judge.MeasuredJudge(experiment.judge, baseline=experiment.search.baseline),
-    analyst=analyst.MeasuredAnalyst(baseline=experiment.search.baseline),
-    runner=runner,
-    journal=journal,
-  )
 
 
 def baseline_names() -> list[str]:
@@ -352,7 +257,7 @@ def choose_jail(experiment: config.Experiment, display: Display) -> str:
   return jail
 
 
-def _console() -> Console:
+def standard_output() -> Console:
   """Returns standard output; where it is no terminal, wide enough for a table without cut cells."""
   return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
@@ -366,7 +271,7 @@ def _cache() -> pathlib.Path:
 
 def _one_job(values: flags.FlagValues, argument: str, kind: str) -> JobResult:
   experiment, proposal = experiment_of(values), proposal_of(argument)
-  with Display() as display, _terminable():
+  with Display() as display, terminable():
     folder, content = pathlib.Path('.'), ''
     if kind == 'train':
       folder, corpus = open_corpus(experiment, display)
@@ -399,7 +304,7 @@ def _read(workdir: str) -> tuple[tuple[Outcome, ...], config.Experiment]:
     return archive.outcomes(), archive.experiment
 
 
-def _write_report(
+def write_report(
   outcomes: Sequence[Outcome], out: pathlib.Path, experiment: config.Experiment, events: Sequence[dict]
 ) -> pathlib.Path:
   """Writes the report, with effects that count the changes from a baseline to its children too."""
@@ -419,20 +324,8 @@ def _named(argument: str, outcomes: Sequence[Outcome]) -> Outcome:
   )
 
 
-def _stop_without_baseline(outcome: Outcome, experiment: config.Experiment) -> None:
-  if outcome.id == 0 and isinstance(outcome, Rejection):
-    raise UsageError(
-      f'the baseline {experiment.search.baseline} was rejected at {outcome.stage}: {outcome.reason}\n'
-      'without it nothing can be compared; change the setting that it names and use a new --workdir'
-    )
-
-
-def _again(values: flags.FlagValues) -> str:
-  return ' '.join(['asiarch search', *sys.argv[2:]])
-
-
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
   """Lets SIGTERM end a run as Ctrl-C does."""
 
   def interrupt(number: int, frame: types.FrameType | None) -> None:

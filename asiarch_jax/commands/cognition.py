@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ def base_of(folder: str | None = None) -> retrieval.Base:
     ValueError: a file is no paper; says which and why.
     FileNotFoundError: there is no such folder.
   """
+  logging.getLogger('bm25s').setLevel(logging.WARNING)  # it reports each index that it builds
   return retrieval.Base(tuple(read for _, read in _papers(folder)))
 
 

@@ -6,8 +6,10 @@ Everything that a proposal wrote (name, motivation, source) is shown as plain te
 from __future__ import annotations
 
 import difflib
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -213,3 +215,39 @@ def as_json(outcomes: Sequence[Outcome]) -> list[dict]:
   return [
     {**to_json(entry), 'test_bits': test_bits(entry), 'verdict': verdict(entry)} for entry in ranked(outcomes)
   ] + [to_json(outcome) for outcome in rejected]
+
+
+def trace(exchanges: Sequence[Mapping[str, Any]]) -> RenderableType:
+  """Returns every exchange with a language model behind an outcome, in order: who asked what, the answer, its cost."""
+  if not exchanges:
+    return Text('no language model was asked for it', style='dim')
+  parts: list[RenderableType] = []
+  for number, call in enumerate(exchanges, 1):
+    usage = call['usage']
+    head = (
+      f'{number}. {call["role"]} asked {call["model"]}: {usage["prompt"]:,} prompt ({usage["cached"]:,} cached), '
+      f'{usage["thoughts"]:,} thought and {usage["reply"]:,} reply tokens, ${call["dollars"]:.4f}, '
+      f'{call["seconds"]:.1f} s, {call["attempts"]} attempt{"s" if call["attempts"] != 1 else ""}'
+    )
+    answer = f'{call["fault"]}: {call["detail"]}' if call['fault'] else call['reply']
+    parts += [
+      Text(head, style='bold'),
+      Panel(Text(call['system']), title='system', title_align='left', style='dim'),
+      Panel(Text(call['prompt']), title='prompt', title_align='left'),
+      Panel(Text(_laid_out(answer)), title='fault' if call['fault'] else 'reply', title_align='left'),
+    ]
+  total = sum(call['dollars'] for call in exchanges)
+  return Group(*parts, Text(f'{len(exchanges)} calls, ${total:.4f}'))
+
+
+def _laid_out(reply: str) -> str:
+  """Returns a JSON reply one field a paragraph, with its line breaks as such; any other text as it is."""
+  try:
+    fields = json.loads(reply)
+  except ValueError:
+    return reply
+  if not isinstance(fields, dict):
+    return reply
+  return '\n'.join(
+    f'{name}: {value if isinstance(value, str) else json.dumps(value)}' for name, value in fields.items()
+  )

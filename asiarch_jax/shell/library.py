@@ -1,4 +1,4 @@
-"""Papers on disk: those that come with the package, and a folder of the user's own."""
+"""Papers and prompts on disk: those that come with the package, and a folder of the user's own papers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ def packaged() -> dict[str, str]:
   """Returns the text of each file of papers that the package brings, by file name."""
   folder = importlib.resources.files('asiarch_jax.cognition') / 'papers'
   return {path.name: path.read_text('utf-8') for path in folder.iterdir() if path.name.endswith('.json')}
+
+
+def prompts() -> dict[str, str]:
+  """Returns the text of each prompt template, by file name without its ending."""
+  place = importlib.resources.files('asiarch_jax.agents') / 'prompts'
+  return {path.name[:-4]: path.read_text('utf-8') for path in place.iterdir() if path.name.endswith('.txt')}
 
 
 def folder(path: str | os.PathLike[str]) -> dict[str, str]:

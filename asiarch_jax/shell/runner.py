@@ -54,6 +54,10 @@ class WorkerStartError(RuntimeError):
   """A worker could not begin: nothing was learned about the job."""
 
 
+class RunnerStoppedError(RuntimeError):
+  """The runner was told to stop: its workers are ended, their jobs not done."""
+
+
 class LocalRunner:
   """Runs jobs on this machine, one at a time in a thread; several runners may share a workdir.
 
@@ -83,6 +87,7 @@ class LocalRunner:
     self._module = worker_module
     self._on_log = on_log
     self._jail = ''
+    self._stopped = threading.Event()
     self.reaped = reap_orphans(self._jobs)
 
   def run(self, job: Job, on_progress: OnProgress | None = None) -> JobResult:
@@ -90,6 +95,7 @@ class LocalRunner:
 
     Raises:
       RuntimeError: no jail works here.
+      RunnerStoppedError: `stop` was called.
       WorkerStartError: the worker ended before it read its job: a fault of the installation, not of the proposal.
       OSError: the workdir cannot be written.
     """
@@ -101,6 +107,10 @@ class LocalRunner:
         return stored
       self._jail = self._jail or sandbox.choose(self._settings.jail)
       return self._run_new(job, folder, on_progress)
+
+  def stop(self) -> None:
+    """Ends the workers of all threads and lets none begin; their `run` raises RunnerStoppedError."""
+    self._stopped.set()
 
   def arrays(self, key: str) -> Mapping[str, Any]:
     """Returns the arrays that the job left, empty when it failed.
@@ -145,7 +155,7 @@ class LocalRunner:
     )
     began = time.time()
     with _Worker(self._jail, cell, self._module, self._on_log) as worker:
-      failure = worker.watch(limits, on_progress)
+      failure = worker.watch(limits, on_progress, self._stopped)
     (folder / 'log.txt').write_text(worker.log)
     if worker.never_began:
       raise WorkerStartError(
@@ -242,7 +252,9 @@ class _Worker:
     by_signal = self.status in (128 + 9, 128 + 15, -9, -15)
     return not self.killed and by_signal and result.failure is not None and result.failure.kind == 'killed'
 
-  def watch(self, limits: Mapping[str, float], on_progress: OnProgress | None) -> Failure | None:
+  def watch(
+    self, limits: Mapping[str, float], on_progress: OnProgress | None, stopped: threading.Event
+  ) -> Failure | None:
     """Waits for the end; returns why the worker had to be killed, None when it ended by itself."""
     assert self._process is not None
     pid, settings = self._process.pid, self._cell.settings
@@ -252,6 +264,8 @@ class _Worker:
     while True:
       with contextlib.suppress(subprocess.TimeoutExpired):
         self._process.wait(LOOK_SECONDS)
+      if stopped.is_set():
+        raise RunnerStoppedError('the run was stopped')
       now = time.monotonic()
       self._look_at_stdin()
       if self._progress.grew():
