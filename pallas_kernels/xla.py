@@ -78,10 +78,10 @@ def delta_rule(
   """
   B, T, H, K = q_BTHK.shape
   HV, V = v_BTHV.shape[2:]
-  if H == 1 < HV:
-    # With a single key head XLA CPU crashes on the mapped gradient (jaxlib 0.10.2, SIGSEGV while compiling), so here
-    # the one head is repeated.
-    q_BTHK, k_BTHK = (jnp.broadcast_to(x, (B, T, HV, K)) for x in (q_BTHK, k_BTHK))
+  if H < HV:
+    # XLA CPU crashes on the mapped gradient of grouped heads (jaxlib 0.10.2: SIGSEGV while compiling with one key head,
+    # while running with several), so here key heads are repeated. The TPU kernels read each one in place.
+    q_BTHK, k_BTHK = (jnp.repeat(x, HV // H, axis=2) for x in (q_BTHK, k_BTHK))
     H = HV
   M, N = _blocks(B, T, HV, max(K, V), plan.chunk)
   pad = M * N * plan.chunk - T
