@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import sys
 import time
 import traceback
@@ -278,11 +279,24 @@ def run(job: Job, corpus_dir: str, out: str, report: Report) -> tuple[JobResult,
       summary, scores, arrays, failure = learn(job, settings, mixer, mlp_width, result.cost, text, out, report)
       result = dataclasses.replace(result, training=summary, scores=scores, failure=failure)
   except Exception as error:
-    log = '\n'.join(traceback.format_exc().splitlines()[-LOG_LINES:])
-    result = dataclasses.replace(result, failure=Failure('error', f'{type(error).__name__}: {error}'[:500], log))
+    failure = Failure('error', f'{type(error).__name__}: {error}'[:500], traceback_of(error))
+    result = dataclasses.replace(result, failure=failure)
   wall = time.time() - began
   timing = Timing(wall, result.timing.check_seconds, wall * jax.device_count(), began)
   return dataclasses.replace(result, timing=timing), arrays
+
+
+def traceback_of(error: BaseException) -> str:
+  """Returns the traceback from the proposal's own first line on, with paths as they are on every machine.
+
+  What is above that line is ours and teaches its author nothing; an absolute path would differ from run to run.
+  """
+  frames = list(traceback.extract_tb(error.__traceback__))
+  own = next((n for n, frame in enumerate(frames) if not frame.filename.startswith(('/', '<'))), 0)
+  for frame in frames:
+    frame.filename = re.sub(r'^.*/(site-packages|lib/python[\d.]+|lib(?=/asiarch_jax))/', '', frame.filename)
+  said = [*traceback.format_list(frames[own:]), f'{type(error).__name__}: {error}']
+  return '\n'.join(''.join(['Traceback (most recent call last):\n', *said]).splitlines()[-LOG_LINES:])
 
 
 def main(_: list[str]) -> None:

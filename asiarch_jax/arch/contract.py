@@ -21,6 +21,7 @@ F feed-forward width, W taps of a convolution, P paths.
 from __future__ import annotations
 
 import dataclasses
+import linecache
 import sys
 import types
 from typing import Any
@@ -55,6 +56,8 @@ def load(source: str, name: str = 'mixer') -> type:
   """
   module = types.ModuleType(f'proposal_{name}')
   sys.modules[module.__name__] = module  # dataclasses look their module up
+  # Tracebacks quote the lines that they name: what a repair starts from.
+  linecache.cache[f'{name}.py'] = (len(source), None, source.splitlines(keepends=True), f'{name}.py')
   exec(compile(source, f'{name}.py', 'exec', dont_inherit=True), module.__dict__)
   return module.Mixer
 

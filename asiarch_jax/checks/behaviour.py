@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import linecache
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -131,14 +132,17 @@ def _complaint(error: Exception) -> tuple[str, bool, str]:
 
 
 def _line(error: BaseException) -> str:
-  """Returns ' at line n' of the proposal's own text, the innermost line of it that raised."""
-  line, frame = None, error.__traceback__
+  """Returns ' at line n (text)' of the proposal's own source, the innermost line of it that raised."""
+  place, frame = None, error.__traceback__
   while frame is not None:
     name = frame.tb_frame.f_code.co_filename
     if not name.startswith('/') and '<' not in name:
-      line = frame.tb_lineno
+      place = (name, frame.tb_lineno)
     frame = frame.tb_next
-  return f' at line {line}' if line else ''
+  if place is None:
+    return ''
+  text = linecache.getline(*place).strip()
+  return f' at line {place[1]}' + (f' ({text[:160]})' if text else '')
 
 
 class _Subject:
@@ -303,6 +307,13 @@ class _Subject:
   def slopes(self, parameters: Any) -> Any:
     """Returns ((gradients of the parameters, of x), y) for each batch of `slope_x`."""
     return self.program('gradient')(parameters, self.slope_x, self.slope_weights)
+
+  def late_slopes(self) -> tuple[Any, Any]:
+    """Returns the gradients of the parameters and of x at the longest length: some paths begin after many tokens."""
+    shape = (2, self.lengths[-1], self.spec.width)
+    x_BTD, weights_BTD = (self.rng.normal(size=shape).astype(np.float32) for _ in range(2))
+    with jax.default_matmul_precision('highest'):
+      return jax.jit(jax.grad(self.loss, (0, 1), has_aux=True))(self.moved, x_BTD, weights_BTD)[0]
 
   @functools.cached_property
   def answers(self) -> dict[tuple[int, int], np.ndarray]:
@@ -572,11 +583,15 @@ def _prefix(subject: _Subject) -> Iterator[Finding]:
   yield Finding('prefix', True, f'T in {list(subject.lengths)} agree on their common tokens')
 
 
+def _named(grads: Any, dx: Any) -> list[tuple[str, np.ndarray]]:
+  """Returns the gradients by the path of their parameter, that of the input, named '', at the end."""
+  paths = jax.tree_util.tree_leaves_with_path(grads)
+  return [*((jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in paths), ('', np.asarray(dx))]
+
+
 def _gradients(subject: _Subject) -> Iterator[Finding]:
   """Every parameter and the input receive a finite gradient that is not zero."""
-  (grads, dx_SBTD), _ = subject.slopes(subject.moved)
-  named = [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(grads)]
-  named.append(('', np.asarray(dx_SBTD)))
+  named = _named(*subject.slopes(subject.moved)[0])
   for index, text in ((0, 'random tokens'), (-1, 'one token repeated')):
     bad = [name for name, leaf in named if not np.isfinite(leaf[index]).all()]
     if bad:
@@ -586,9 +601,14 @@ def _gradients(subject: _Subject) -> Iterator[Finding]:
       return
   dead = [name for name, leaf in named if leaf.size and not leaf[0].any()]
   if dead:
+    late = dict(_named(*subject.late_slopes()))
+    dead = [name for name in dead if not late[name].any()]
+  if dead:
     several = f' (and {len(dead) - 1} more)' if len(dead) > 1 else ''
     of = f'parameter {dead[0]}{several}' if dead[0] else 'the input'
-    yield Finding('gradients', False, f'{of} gets no gradient: it is unused or cut off; connect it or remove it')
+    tried = f'T = {subject.middle} and {subject.lengths[-1]}'
+    said = f'{of} gets no gradient at {tried}: it is unused or cut off; connect it or remove it'
+    yield Finding('gradients', False, said)
     return
   yield Finding('gradients', True, f'finite and not zero for the input and all {len(named) - 1} parameters')
 

@@ -1,0 +1,33 @@
+"""What a worker says of a proposal that raises: enough to repair it by, and the same on every machine."""
+
+import dataclasses
+
+import pytest
+
+from asiarch_jax import config, worker
+from asiarch_jax.records import Job
+from tests import fakes
+
+SMALL = dataclasses.replace(config.Experiment(), model=config.Model(width=16))
+BREAKS = {
+  'while it is loaded': (f'{fakes.MIXER}\nLEAK = jnp.linspace(0.0, 1.0, steps=4)\n', 'LEAK = jnp.linspace'),
+  'inside JAX': (f'{fakes.MIXER}\nWIDE = jnp.dot(jnp.ones((2, 3)), jnp.ones((4, 5)))\n', 'WIDE = jnp.dot'),
+}
+
+
+@pytest.mark.parametrize('name', BREAKS)
+def test_a_traceback_begins_at_the_proposal_quotes_its_line_and_names_no_place_on_this_machine(name):
+  source, line = BREAKS[name]
+  result, arrays = worker.run(Job('broken', source, config.worker_part(SMALL), kind='check'), '', '', lambda _: None)
+  assert result.failure.kind == 'error' and arrays == {}
+  first, place, quoted, *_ = result.failure.log.splitlines()
+  assert first.startswith('Traceback') and 'File "broken.py", line ' in place and line in quoted
+  assert ' "/' not in result.failure.log and result.failure.log.splitlines()[-1].startswith('TypeError')
+
+
+def test_a_contract_finding_quotes_the_line_that_raised():
+  source = fakes.MIXER.replace('nn.Dense(self.width, dtype=self.dtype)(x_BTD)', 'x_BTD @ jnp.ones((3, self.width))')
+  source = source.replace('return x_BTD', "self.param('w', nn.initializers.ones, (1,))\n    return x_BTD")
+  result, _ = worker.run(Job('broken', source, config.worker_part(SMALL), kind='check'), '', '', lambda _: None)
+  (found,) = [finding for finding in result.findings if not finding.passed]
+  assert 'raised at line 14 (return x_BTD @ jnp.ones((3, self.width)))' in found.detail
