@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from asiarch_jax import commands
-from asiarch_jax.commands import UsageError, cognition, searching, staff
+from asiarch_jax.commands import UsageError, cognition, searching
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +223,6 @@ def main(arguments: Sequence[str]) -> int:
     OSError,
     ImportError,
     commands.runners.WorkerStartError,
-    staff.llm.Unavailable,
   ) as error:  # the shell's errors name value, limit and remedy
     return _refuse(name, _sentence(error))
   except KeyboardInterrupt:

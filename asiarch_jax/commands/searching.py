@@ -25,6 +25,7 @@ from asiarch_jax.search import budget
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import journal as journals
 from asiarch_jax.shell import runner as runners
+from asiarch_jax.shell.calls import Unavailable
 from asiarch_jax.shell.display import Display
 
 
@@ -208,6 +209,9 @@ def search(values: flags.FlagValues, _: list[str]) -> int:
           f'To resume: {_again()}'
         )
         return commands.INTERRUPTED
+      except Unavailable as error:
+        local.stop()
+        raise UsageError(f'{error}; {len(run.outcomes)} outcomes are kept. To resume: {_again()}') from error
       except BaseException:
         local.stop()
         raise

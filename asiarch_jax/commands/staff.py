@@ -46,6 +46,8 @@ def staff_of(
 ) -> Iterator[Staff]:
   """Gives the staff of a run and closes its model afterwards. `say` takes lines for the user.
 
+  With `llm.pause` = 0 an agent's call may raise `Unavailable`.
+
   Raises:
     UsageError: a limit in dollars on a model without a price; papers that cannot be read.
     ImportError, PermissionError, ValueError, FileNotFoundError: the model cannot be opened, with the remedy.

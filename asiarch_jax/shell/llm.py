@@ -8,31 +8,32 @@ text that leaves.
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextlib
 import dataclasses
-import datetime
-import email.utils
-import importlib
 import json
 import os
 import random
 import re
-import threading
-import time
 import urllib.parse
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from asiarch_jax import config, dialogue, ports
 from asiarch_jax.dialogue import Prompt, Reply, Usage
+from asiarch_jax.shell.calls import (
+  Calls,
+  Refusal,
+  asked_by_headers,
+  dropped,
+  errors_of_transport,
+  malformed,
+  redacted,
+  seconds_asked,
+)
 from asiarch_jax.shell.exchanges import Recorded, Scripted
 
 EMBEDDER = 'gemini-embedding-001'
 TEXTS_PER_CALL = 100  # Gemini's limit on one batch of embeddings
-LONGEST_BACKOFF = 120.0  # seconds between attempts, unless the provider asks for more
-LONGEST_WAIT = 3600.0  # seconds that one call waits for a provider that asks for them; for longer it fails
 SHORTEST_SECRET = 8  # shorter keys are the words that local servers take, like 'none' or 'EMPTY'
 GEMINI_KEYS = ('GEMINI_API_KEY', 'GOOGLE_API_KEY')
 BLOCKED = {  # finish reasons of Gemini that withhold a reply
@@ -49,25 +50,10 @@ _QUOTA_OF_THE_DAY = re.compile(r'per[ _-]?day|daily|limit: 0\b', re.IGNORECASE)
 T = TypeVar('T')
 
 
-class Unavailable(Exception):  # noqa: N818  # what the provider is, and no fault of the program
-  """A call failed for good after all its attempts: rate limits, server errors, time-outs, dropped connections."""
-
-
 class Closable(ports.ChatModel, Protocol):
   """A model that holds connections until it is closed."""
 
   def close(self) -> None: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Refusal:
-  """An attempt that failed, in the terms of every provider. `status` is HTTP's, 0 where no whole answer came."""
-
-  status: int
-  message: str
-  wait: float = 0.0  # seconds that the provider asks for before the next attempt
-  lasting: bool = False  # no attempt of this hour will do: the quota of the day, an account without money
-  denied: bool = False  # the key is bad, whatever the status
 
 
 class Gemini:
@@ -317,138 +303,6 @@ class OpenAI:
     return False
 
 
-class Calls:
-  """Runs calls of an asynchronous SDK from any thread, with attempts, waits and time-outs by `config.Llm`."""
-
-  def __init__(
-    self,
-    llm: config.Llm,
-    key_remedy: str,
-    errors: Mapping[type[Exception], Callable[[Any], Refusal]],
-    secrets: Callable[[], Iterable[str]],
-    sleep: Callable[[float], object] | None,
-    jitter: Callable[[], float],
-  ):
-    """`errors` says what each exception of the SDK means; a subclass stands before its base."""
-    self._llm, self._key_remedy, self._errors, self._secrets = llm, key_remedy, errors, secrets
-    self._closed = threading.Event()
-    self._sleep = sleep or self._closed.wait
-    self._jitter = jitter
-    self._lock = threading.Lock()
-    self._loop = asyncio.new_event_loop()
-    self._thread = threading.Thread(target=self._loop.run_forever, name=f'{llm.provider} calls', daemon=True)
-    self._thread.start()
-
-  def answer(self, call: Callable[[], Awaitable[T]], model: str, setting: str) -> tuple[T, int, float]:
-    """Returns what `call` gives, the number of attempts and the seconds of all of them with the waits between.
-
-    `setting` is the remedy where the provider does not know the model.
-
-    Raises:
-      Unavailable: no attempt was answered.
-      PermissionError: the key is refused.
-      ValueError: the request is.
-      RuntimeError: `close` was called meanwhile.
-    """
-    began, attempt = time.monotonic(), 0
-    while True:
-      attempt += 1
-      answer = self._attempt(call)
-      if not isinstance(answer, Refusal):
-        return answer, attempt, time.monotonic() - began
-      failure = self._failure(answer, attempt, model, setting)
-      if failure:
-        raise failure
-      backoff = self._llm.backoff * 2.0 ** (attempt - 1) * (0.5 + self._jitter())
-      self._sleep(max(answer.wait, min(backoff, LONGEST_BACKOFF)))
-
-  def close(self, end: Callable[[], Awaitable[object]]) -> None:
-    """Ends calls in flight, then the connections by `end`, then the thread."""
-    with self._lock:
-      if self._closed.is_set():
-        return
-      self._closed.set()
-      ended = asyncio.run_coroutine_threadsafe(self._ended(end), self._loop)
-    concurrent.futures.wait([ended], timeout=5)
-    self._loop.call_soon_threadsafe(self._loop.stop)
-    self._thread.join(timeout=5)
-    if not self._thread.is_alive():
-      self._loop.close()
-
-  def _attempt(self, call: Callable[[], Awaitable[T]]) -> T | Refusal:
-    with self._lock:
-      if self._closed.is_set():
-        raise RuntimeError(f'{self._llm.provider}: the model is closed')
-      future = asyncio.run_coroutine_threadsafe(self._bounded(call), self._loop)
-    try:
-      return future.result()
-    except concurrent.futures.CancelledError:
-      raise RuntimeError(f'{self._llm.provider}: the model was closed before it answered') from None
-    finally:
-      future.cancel()  # does nothing to one that is done: this is for Ctrl-C
-
-  async def _bounded(self, call: Callable[[], Awaitable[T]]) -> T | Refusal:
-    try:
-      return await asyncio.wait_for(call(), self._llm.timeout)
-    except TimeoutError:
-      return Refusal(0, f'no answer within {self._llm.timeout:g} s')
-    except tuple(self._errors) as error:
-      return next(meaning for kind, meaning in self._errors.items() if isinstance(error, kind))(error)
-
-  async def _ended(self, end: Callable[[], Awaitable[object]]) -> None:
-    calls = asyncio.all_tasks() - {asyncio.current_task()}
-    for call in calls:
-      call.cancel()
-    await asyncio.gather(*calls, return_exceptions=True)
-    await end()
-
-  def _failure(self, refusal: Refusal, attempt: int, model: str, setting: str) -> Exception | None:
-    """Returns what a refusal ends the call with, None if it is worth another attempt."""
-    status = f'{refusal.status} ' if refusal.status else ''
-    said = ' '.join(redacted(refusal.message, self._secrets()).split())[:600].rstrip('.')  # a cut key is one still
-    what = f'{self._llm.provider} {model}: {status}{said}'
-    if refusal.denied or refusal.status in (401, 403):
-      return PermissionError(f'{what}; {self._key_remedy}')
-    if refusal.status == 404:
-      base_url = f', or check llm.base_url = {self._llm.base_url!r}' if self._llm.base_url else ''
-      return ValueError(f'{what}; {setting}{base_url}')
-    attempts = f'after {attempt} attempt{"s"[: attempt != 1]}'
-    if refusal.lasting:
-      return Unavailable(f'{what} {attempts} (asking again soon does not help)')
-    if refusal.status and refusal.status not in (408, 409, 429) and refusal.status < 500:
-      return ValueError(f'{what}; the request was refused, so change its settings in llm')
-    if refusal.wait > LONGEST_WAIT:
-      return Unavailable(f'{what} {attempts} (it asks to wait {refusal.wait:,.0f} s)')
-    if attempt >= self._llm.attempts:
-      return Unavailable(f'{what} {attempts}')
-    return None
-
-
-def redacted(text: str, secrets: Iterable[str]) -> str:
-  """Returns a text without the secrets in it.
-
-  >>> redacted('the key AIza-12345678 is not valid', ['AIza-12345678'])
-  'the key [key] is not valid'
-  """
-  for secret in sorted(secrets, key=len, reverse=True):
-    text = text.replace(secret, '[key]')
-  return text
-
-
-def seconds_asked(retry_after: str, now: float) -> float:
-  """Returns the seconds that a Retry-After header asks for: a number, or a date of HTTP; 0 where it is neither.
-
-  >>> seconds_asked('7', now=0.0), seconds_asked('Thu, 01 Jan 1970 00:01:30 GMT', now=60.0), seconds_asked('soon', 0.0)
-  (7.0, 30.0, 0.0)
-  """
-  with contextlib.suppress(ValueError):
-    return max(0.0, float(retry_after))
-  with contextlib.suppress(ValueError):
-    date = email.utils.parsedate_to_datetime(retry_after)
-    return max(0.0, (date if date.tzinfo else date.replace(tzinfo=datetime.UTC)).timestamp() - now)
-  return 0.0
-
-
 def reachable(llm: config.Llm, environment: Mapping[str, str]) -> str:
   """Returns a line on one tiny call of the researcher's model: who answered, and how fast.
 
@@ -577,10 +431,10 @@ def _gemini_errors() -> dict[type[Exception], Callable[[Any], Refusal]]:
 
   return {
     errors.APIError: _gemini_refusal,
-    errors.UnknownApiResponseError: _malformed,
-    exceptions.TransportError: _dropped,
+    errors.UnknownApiResponseError: malformed,
+    exceptions.TransportError: dropped,
     exceptions.RefreshError: lambda error: Refusal(0, str(error), denied=not error.retryable),
-    **_errors_of_transport(),
+    **errors_of_transport(),
   }
 
 
@@ -595,7 +449,7 @@ def _gemini_refusal(error: Any) -> Refusal:
   return Refusal(
     error.code,
     message,
-    wait=max([_asked_by_headers(error), *(seconds_asked(delay.removesuffix('s'), 0.0) for delay in delays)]),
+    wait=max([asked_by_headers(error), *(seconds_asked(delay.removesuffix('s'), 0.0) for delay in delays)]),
     lasting=error.code == 429 and bool(_QUOTA_OF_THE_DAY.search(message + json.dumps(details))),
     denied='API_KEY_INVALID' in reasons or 'API key not valid' in message,  # comes as a 400
   )
@@ -607,8 +461,8 @@ def _openai_errors() -> dict[type[Exception], Callable[[Any], Refusal]]:
   return {
     openai.APIStatusError: _openai_refusal,
     openai.APIConnectionError: lambda error: Refusal(0, f'{error.message} ({error.__cause__})'),
-    openai.APIResponseValidationError: _malformed,
-    **_errors_of_transport(),
+    openai.APIResponseValidationError: malformed,
+    **errors_of_transport(),
   }
 
 
@@ -618,7 +472,7 @@ def _openai_refusal(error: Any) -> Refusal:
   return Refusal(
     error.status_code,
     message,
-    wait=_asked_by_headers(error),
+    wait=asked_by_headers(error),
     lasting=error.status_code == 402 or (error.status_code == 429 and spent),
   )
 
@@ -626,39 +480,6 @@ def _openai_refusal(error: Any) -> Refusal:
 def _openai_message(error: Any) -> str:
   body = error.body
   return str(body.get('message') or body) if isinstance(body, dict) else str(body or error.message)
-
-
-def _errors_of_transport() -> dict[type[Exception], Callable[[Any], Refusal]]:
-  """Returns the errors of whichever HTTP client an SDK found, and those of answers that are not of its protocol."""
-  found: dict[type[Exception], Callable[[Any], Refusal]] = {}
-  for module, name, meaning in (
-    ('httpx2', 'RequestError', _dropped),
-    ('httpx', 'RequestError', _dropped),
-    ('aiohttp', 'ClientError', _dropped),
-    ('pydantic', 'ValidationError', _malformed),
-  ):
-    with contextlib.suppress(ImportError):
-      found[getattr(importlib.import_module(module), name)] = meaning
-  return found | {
-    json.JSONDecodeError: _malformed,
-    AttributeError: _malformed,  # both SDKs take any JSON for an answer, and OpenAI's any page
-    TypeError: _malformed,
-    OSError: _dropped,
-    ValueError: lambda error: Refusal(400, str(error)),  # the SDK's own checks of a request
-  }
-
-
-def _dropped(error: Exception) -> Refusal:
-  return Refusal(0, f'{type(error).__name__}: {error}' if str(error) else type(error).__name__)
-
-
-def _malformed(error: Exception) -> Refusal:
-  return Refusal(0, f'the answer is not of the protocol ({error})')
-
-
-def _asked_by_headers(error: Any) -> float:
-  headers = getattr(error.response, 'headers', None) or {}
-  return seconds_asked(headers.get('retry-after') or '', time.time())
 
 
 def _application_default(project: str) -> Any:

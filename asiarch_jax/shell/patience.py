@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from asiarch_jax.dialogue import Prompt, Reply
-from asiarch_jax.shell.llm import Closable, Unavailable
+from asiarch_jax.shell.calls import Unavailable
+from asiarch_jax.shell.llm import Closable
 
 LONGEST_PAUSE = 3600.0  # seconds
 

@@ -18,7 +18,7 @@ import pytest
 from asiarch_jax import config, dialogue
 from asiarch_jax.config import Llm, Role
 from asiarch_jax.dialogue import Prompt, Usage
-from asiarch_jax.shell import llm
+from asiarch_jax.shell import calls, llm
 from tests.model_server import CATEGORY, TOKEN, Answer, ModelServer, vector_of
 
 KEY = 'AIza-a-key-of-these-tests-0123'
@@ -170,7 +170,7 @@ def test_trouble_is_asked_again_after_growing_waits(protocol, connect, trouble):
 def test_trouble_that_stays_is_unavailable_after_all_attempts(protocol, connect, trouble):
   with ModelServer(answers(trouble)) as server:
     model, waits = connect(server, protocol, backoff=30.0)
-    with pytest.raises(llm.Unavailable, match=rf'^{protocol} model-x: .* after 6 attempts$') as caught:
+    with pytest.raises(calls.Unavailable, match=rf'^{protocol} model-x: .* after 6 attempts$') as caught:
       model.complete(PROMPT, SCHEMA)
   assert len(server.requests) == 6
   assert waits == [30.0, 60.0, 120.0, 120.0, 120.0]
@@ -181,7 +181,7 @@ def test_nobody_listening_is_unavailable(protocol, connect):
   with ModelServer() as server:
     pass
   model, waits = connect(server, protocol, attempts=2)
-  with pytest.raises(llm.Unavailable, match='after 2 attempts'):
+  with pytest.raises(calls.Unavailable, match='after 2 attempts'):
     model.complete(PROMPT, SCHEMA)
   assert waits == [2.0]
 
@@ -219,7 +219,7 @@ def test_gemini_s_retry_delay_is_waited_for(connect):
 def test_a_quota_of_the_day_is_unavailable_at_once(connect, protocol, trouble):
   with ModelServer(answers(trouble)) as server:
     model, waits = connect(server, protocol)
-    with pytest.raises(llm.Unavailable, match=f'{protocol} model-x: {trouble.status} '):
+    with pytest.raises(calls.Unavailable, match=f'{protocol} model-x: {trouble.status} '):
       model.complete(PROMPT, SCHEMA)
   assert (waits, len(server.requests)) == ([], 1)
 
@@ -253,7 +253,7 @@ def test_an_answer_in_drops_ends_at_the_time_out_too(protocol, connect):
     server.url = f'http://127.0.0.1:{listener.getsockname()[1]}'
     model, _ = connect(server, protocol, timeout=0.4, attempts=1)
     began = time.monotonic()
-    with pytest.raises(llm.Unavailable, match=r'no answer within 0\.4 s after 1 attempt$'):
+    with pytest.raises(calls.Unavailable, match=r'no answer within 0\.4 s after 1 attempt$'):
       model.complete(PROMPT, SCHEMA)
     assert time.monotonic() - began < 3
   ended.set()
@@ -340,7 +340,7 @@ def test_json_that_is_no_answer_is_empty_or_unavailable(protocol, connect):
     for _ in bodies:
       try:
         assert model.complete(PROMPT, SCHEMA).fault == 'empty'
-      except llm.Unavailable as error:
+      except calls.Unavailable as error:
         assert 'not of the protocol' in str(error)
   assert len(server.requests) == len(bodies)
 
@@ -363,7 +363,7 @@ def test_the_key_is_in_no_text(protocol, connect, echo, shown):
     model, _ = connect(server, protocol, attempts=2)
     try:
       said = repr(model.complete(PROMPT, SCHEMA))
-    except (ValueError, PermissionError, llm.Unavailable) as error:
+    except (ValueError, PermissionError, calls.Unavailable) as error:
       said = texts_of(error)
   assert KEY[:10] not in said and ('[key]' in said or not shown)
   assert any(KEY in value for value in server.requests[0].headers.values())
@@ -543,7 +543,7 @@ def test_ctrl_c_ends_a_call_at_once_and_the_next_is_answered(protocol):
     import sys
     from asiarch_jax.config import Llm
     from asiarch_jax.dialogue import Prompt
-    from asiarch_jax.shell import llm
+    from asiarch_jax.shell import calls, llm
     protocol, url = sys.argv[1:]
     keys = {'GEMINI_API_KEY': 'a-key-of-tests', 'OPENAI_API_KEY': 'a-key-of-tests'}
     model = llm.PROVIDERS[protocol](Llm(provider=protocol, base_url=url), keys)

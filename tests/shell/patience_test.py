@@ -6,7 +6,7 @@ import pytest
 from asiarch_jax.config import Llm
 from asiarch_jax.dialogue import Prompt, Reply
 from asiarch_jax.shell import llm
-from asiarch_jax.shell.llm import Unavailable
+from asiarch_jax.shell.calls import Unavailable
 from asiarch_jax.shell.patience import Patient
 from tests.model_server import Answer, ModelServer
 
