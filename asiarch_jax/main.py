@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from asiarch_jax import commands
-from asiarch_jax.commands import UsageError, cognition, searching
+from asiarch_jax.commands import UsageError, cognition, doctor, searching
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,10 @@ def _scratch_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_string(
     'workdir', 'runs/scratch', 'Folder for the job; a repeated job is not run twice.', flag_values=values
   )
+
+
+def _run_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+  flags.DEFINE_string('workdir', 'runs/default', 'Folder of the run that is meant; need not exist.', flag_values=values)
 
 
 def _json_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -168,6 +172,15 @@ COMMANDS = {
     '(docs/EXTENDING.md) and copies it to --papers=DIR (default papers/).',
     (_papers_flags, _json_flag),
     (1, 2),
+  ),
+  'doctor': Command(
+    doctor.doctor,
+    'say what this machine has and whether a search would run',
+    '[--config=FILE.py] [--workdir=DIR]',
+    'Looks at versions, devices as a worker sees them, jail, memory, disk, archive, corpus, papers and language model '
+    '(one tiny call, if the experiment uses one), a row each, with the remedy where something is amiss. '
+    'Exit status 1 when a search would not run.',
+    (_config_flag, _run_flag, _json_flag),
   ),
 }
 

@@ -15,7 +15,7 @@ from asiarch_jax import main, records
 from asiarch_jax.shell import archive
 from tests.cli import ROOT, asiarch
 
-PATHS = ('top', 'tree', 'report', 'show', 'search', 'check', 'train', 'prepare', 'cognition', 'config')
+PATHS = ('top', 'tree', 'report', 'show', 'search', 'check', 'train', 'prepare', 'cognition', 'config', 'doctor')
 
 
 def test_every_command_is_listed_here():

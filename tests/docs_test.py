@@ -4,12 +4,15 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 
 import pytest
 
 from asiarch_jax import config, main
 from tests.cli import ROOT, asiarch
+from tests.model_server import ModelServer
+from tests.model_team import KEY, Respond
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 # Commands whose arguments are the reader's own (a bucket, a file of theirs); each needs a reason.
@@ -66,8 +69,34 @@ def reader(tmp_path_factory):
   return folder
 
 
+GEMINI = ['researcher.kind=llm', 'judge.kind=llm', 'judge.calls=1', 'analyst.kind=llm', 'researcher.revive=0.0']
+
+
+@pytest.fixture(scope='module')
+def gemini(smoke, tmp_path_factory):
+  """A model server and the workdir of a search with it; the baselines are those of the offline one."""
+  workdir = tmp_path_factory.mktemp('gemini') / 'run'
+  shutil.copytree(smoke[0] / 'jobs', workdir / 'jobs')
+  with ModelServer(Respond()) as server, pytest.MonkeyPatch.context() as patch:
+    patch.setenv('GEMINI_API_KEY', KEY)
+    settings = with_a_model(['search', '--config=configs/gemini.py', '--workdir=runs/gemini'], (server.url, workdir))
+    process = asiarch(*settings)
+    assert process.returncode == 0, process.stderr
+    yield server.url, workdir
+
+
+def with_a_model(words, gemini):
+  """Returns the words of a command of runs/gemini with the small experiment, on the local server."""
+  url, workdir = gemini
+  words = [word.replace('runs/gemini', str(workdir)).replace('configs/gemini.py', 'configs/smoke.py') for word in words]
+  if words[0] in ('search', 'doctor'):
+    flags = [f'--config.{setting}' for setting in [*GEMINI, f'llm.base_url={url}']]
+    words = [words[0], words[1], *flags, *words[2:]]
+  return words
+
+
 @pytest.mark.parametrize('page, command', COMMANDS)
-def test_every_command_of_the_docs_runs(page, command, smoke, reader, tmp_path):
+def test_every_command_of_the_docs_runs(page, command, request, smoke, reader, tmp_path, monkeypatch):
   if any(mark in command for mark in NOT_RUN):
     pytest.skip(f'{command}: {next(why for mark, why in NOT_RUN.items() if mark in command)}')
   words = shlex.split(command)
@@ -79,6 +108,13 @@ def test_every_command_of_the_docs_runs(page, command, smoke, reader, tmp_path):
   given = [
     word.replace('runs/default', str(smoke[0])).replace('configs/default.py', 'configs/smoke.py') for word in words[1:]
   ]
+  if 'gemini' in command:
+    monkeypatch.setenv('GEMINI_API_KEY', KEY)
+    server = request.getfixturevalue('gemini')
+    given = with_a_model(given, server)
+    if any('runs/again' in word for word in given):  # what was trained once need not be trained again
+      shutil.copytree(server[1] / 'jobs', tmp_path / 'again/jobs')
+      given = [word.replace('runs/again', str(tmp_path / 'again')) for word in given]
   given = [re.sub(r'^--out=.*', f'--out={tmp_path / "out"}', word) for word in given]
   given = [re.sub(r'^--cycles=\d+', '--cycles=4', word) for word in given]
   given = [re.sub(r'^(--tokenizer=|)(?=books/|crawl\.|tokenizer\.json)', rf'\1{reader}/', word) for word in given]

@@ -21,7 +21,7 @@ from asiarch_jax import config, records
 from asiarch_jax.commands import searching, staff
 from asiarch_jax.shell import archive, display, journal
 from tests import fakes, samples
-from tests.model_server import Answer
+from tests.model_server import Answer, vector_of
 
 KEY = 'AIzaSecretKeyOfTheseTests0123456789'
 ROLES = {
@@ -64,6 +64,10 @@ class Respond:
     self.count = 0
 
   def __call__(self, request):
+    if request.kind == 'embed':
+      return Answer(json=[vector_of(text) for text in request.texts])
+    if request.kind == 'model' or 'title' not in request.schema:  # `asiarch doctor` looks who is there
+      return Answer(json={'ready': True})
     role = ROLES[request.schema['title']]
     with self._lock:
       self.count += 1

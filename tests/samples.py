@@ -271,3 +271,85 @@ def archive(count: int = 20, seed: int = 0, rejected: float = 0.2, **changes: An
     gains[id] = gains[parent] + float(rng.normal(-0.005, 0.02))
     outcomes.append(entry(id, gains[id], parent_id=parent, **changes))
   return tuple(outcomes)
+
+
+PAPERS = ('yang2024deltanet#1', 'yang2024deltanet#2', 'gu2023mamba#1', 'arora2024based#1', 'katharopoulos2020linear#1')
+CALLS = {
+  'researcher': (14_200, 2_900),  # tokens of a prompt and its reply, thoughts included
+  'repairer': (9_800, 2_100),
+  'novelty': (3_100, 210),
+  'summariser': (5_200, 640),
+  'judge': (8_700, 380),
+  'analyst': (11_400, 1_800),
+}
+
+
+def origins(rng: np.random.Generator, known: tuple[int, ...] = (0,)) -> tuple[records.Origin, ...]:
+  """Returns one to five ideas with their origins; one from an outcome names an id of `known`."""
+  components = ('per-head decay', 'output gate', 'short convolution', 'key normalisation', 'two time scales')
+  found = []
+  for component in rng.permutation(components)[: int(rng.integers(1, 6))]:
+    kind = str(rng.choice(['cognition', 'analysis', 'original'], p=[0.5, 0.38, 0.12]))
+    reference = {'cognition': str(rng.choice(PAPERS)), 'analysis': str(rng.choice(known))}.get(kind, '')
+    found.append(records.Origin(str(component), kind, reference))  # type: ignore[arg-type]
+  return tuple(found)
+
+
+def thought_of(outcome: records.Outcome, rng: np.random.Generator) -> records.Outcome:
+  """Returns an outcome as a search with language models leaves it: ideas, spend, repairs, raw marks, papers."""
+  calls = int(rng.integers(3, 9))
+  tokens = int(calls * rng.integers(6_000, 14_000))
+  changes: dict[str, Any] = {'spend': records.Spend(calls, tokens, tokens * 1.1e-6, 4.5 * calls)}
+  if isinstance(outcome, records.Rejection) or outcome.role == 'candidate':
+    declared = origins(rng, tuple(range(max(1, min(outcome.id, 3)))))
+    changes['proposal'] = dataclasses.replace(outcome.proposal, origins=declared, author='gemini-x', operator='fresh')
+  if rng.random() < 0.3:
+    broken = dataclasses.replace(outcome.proposal, name=f'{outcome.proposal.name}_0')
+    changes['earlier'] = (records.Attempt(broken, 'checks', 'output at token 3 depends on token 9'),)
+  if isinstance(outcome, records.Entry) and outcome.judgement and outcome.analysis:
+    changes['judgement'] = dataclasses.replace(outcome.judgement, raw=(7.0, 6.0, 6.5), calls=(6.4, 6.1, 6.9))
+    changes['analysis'] = dataclasses.replace(
+      outcome.analysis,
+      weaknesses='old keys are overwritten by new ones that resemble them',
+      retrieved=tuple(str(key) for key in rng.choice(PAPERS, 2, replace=False)),
+      author='gemini-x-001',
+    )
+  return dataclasses.replace(outcome, **changes)
+
+
+def model_archive(count: int = 20, seed: int = 0, **changes: Any) -> tuple[records.Outcome, ...]:
+  """Returns `archive` as a search with language models would leave it."""
+  rng = np.random.default_rng([seed, 11])
+  return tuple(thought_of(outcome, rng) for outcome in archive(count, seed, **changes))
+
+
+def call(role: str = 'researcher', **changes: Any) -> dict[str, Any]:
+  """Returns the journal's event of one call to a language model."""
+  tokens = sum(CALLS.get(role, (1_000, 100)))
+  values = {
+    'cycle': 3,
+    'role': role,
+    'model': 'gemini-x-001',
+    'fault': '',
+    'tokens': tokens,
+    'dollars': tokens * 1.1e-6,
+  }
+  return {'time': 1.7e9, 'event': 'call', **values, 'seconds': tokens / 900, 'attempts': 1, **changes}
+
+
+def model_journal(outcomes: tuple[records.Outcome, ...]) -> list[dict[str, Any]]:
+  """Returns the events of such a search: as many calls as the outcomes took, choices, repeats and repairs."""
+  events, roles = [], tuple(CALLS)
+  for outcome in outcomes:
+    for number in range(outcome.spend.calls):
+      fault = 'truncated' if (outcome.id + number) % 17 == 0 else ''
+      attempts = 3 if (outcome.id + number) % 23 == 0 else 1
+      events.append(call(roles[(outcome.id + number) % len(roles)], cycle=outcome.id, fault=fault, attempts=attempts))
+    named = {'cycle': outcome.id, 'name': outcome.proposal.name}
+    events += [{'event': 'repaired', **named, 'reason': attempt.reason} for attempt in outcome.earlier]
+    if outcome.id % 5 == 4:
+      events.append({'event': 'repeated', **named, 'reason': 'says the idea of entry 3 once more'})
+    if outcome.id % 2:
+      rows = [{'name': f's{n}', 'rank': n, 'loss': None, 'distance': 0.5, 'flops_per_token': 2e5} for n in (1, 2, 3)]
+      events.append({'event': 'sampled', 'cycle': outcome.id, 'chosen': 's1', 'samples': rows})
+  return events

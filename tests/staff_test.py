@@ -13,7 +13,7 @@ from asiarch_jax.commands import UsageError, searching, staff
 from asiarch_jax.records import Job
 from asiarch_jax.shell import embeddings, exchanges, llm
 from tests import fakes, samples
-from tests.model_server import Answer, ModelServer, vector_of
+from tests.model_server import ModelServer
 from tests.model_team import KEY, Respond, experiment, rehearse, trained
 
 
@@ -81,13 +81,7 @@ def test_what_compares_motivations_is_what_was_set(tmp_path):
 
 
 def test_embeddings_of_the_provider_find_the_nearest_motivations(tmp_path):
-  def respond(request):
-    if request.kind == 'embed':
-      return Answer(json=[vector_of(text) for text in request.texts])
-    return replies(request)
-
-  replies = Respond()
-  with ModelServer(respond) as server:
+  with ModelServer(Respond()) as server:
     done = rehearse(tmp_path, experiment(server.url, 4, researcher={'embedder': 'gemini'}))
     embedded = [request for request in server.requests if request.kind == 'embed']
   assert len(done.outcomes) == 4 and embedded and (tmp_path / 'embeddings.jsonl').exists()
