@@ -253,5 +253,5 @@ def test_every_proposal_of_the_rehearsal_is_another():
   """Guards the guard: were they the same, all would be duplicates and nothing above would be trained."""
   respond = Respond()
   schema = {'title': 'ProposalReply'}
-  made = [respond(types.SimpleNamespace(schema=schema)).json for _ in range(3)]
+  made = [respond(types.SimpleNamespace(kind='complete', schema=schema)).json for _ in range(3)]
   assert len({reply['source'] for reply in made}) == len({reply['name'] for reply in made}) == 3

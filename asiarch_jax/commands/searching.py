@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import queue
+import shlex
 import sys
 import threading
 import time
@@ -139,14 +140,9 @@ class Search:
   def _cycle(self, number: int, seen: list[Outcome] | None = None) -> Outcome:
     earlier = sorted((o for o in (self.outcomes if seen is None else seen) if o.id < number), key=lambda o: o.id)
     self.display.start_cycle(number, self.experiment.search.cycles, next(iter(text.ranked(earlier)), None))
-    return cycle.run_cycle(
-      earlier,
-      number,
-      self.experiment,
-      team_of(number, self.staff, self.runner, self.journal),
-      corpus=self.corpus,
-      on_progress=self.display.progress,
-    )
+    show = self.display.progress_of(number)
+    team = team_of(number, self.staff, self.runner, self.journal, show)
+    return cycle.run_cycle(earlier, number, self.experiment, team, corpus=self.corpus, on_progress=show)
 
   def _take(self, outcome: Outcome) -> None:
     """Archives an outcome and shows it."""
@@ -265,4 +261,4 @@ def _say_end(values: flags.FlagValues, run: Search, before: int, wall: float, re
 
 
 def _again() -> str:
-  return ' '.join(['asiarch search', *sys.argv[2:]])
+  return shlex.join(['asiarch', 'search', *sys.argv[2:]])

@@ -15,6 +15,7 @@ from asiarch_jax.commands import UsageError, baseline_proposal
 from asiarch_jax.commands.cognition import base_of
 from asiarch_jax.dialogue import Price, price_of, prices, settings_of
 from asiarch_jax.ports import Analyst, ChatModel, Journal, Judge, Neighbours, Researcher, Runner
+from asiarch_jax.records import Progress
 from asiarch_jax.shell import library, llm
 from asiarch_jax.shell.embeddings import EmbeddedNeighbours
 from asiarch_jax.shell.exchanges import Traces
@@ -76,11 +77,22 @@ def staff_of(
       model.close()
 
 
-def team_of(number: int, staff: Staff, runner: Runner, journal: Journal) -> cycle.Team:
-  """Returns who works on cycle `number`: its researcher gives a baseline at first, then proposes."""
+def team_of(
+  number: int,
+  staff: Staff,
+  runner: Runner,
+  journal: Journal,
+  on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> cycle.Team:
+  """Returns who works on cycle `number`: its researcher gives a baseline at first, then proposes.
+
+  `on_progress` is told whom a language model is asked for.
+  """
   experiment, baseline = staff.experiment, staff.experiment.search.baseline
   metered = (
-    Metered(staff.model, number, staff.traces, staff.prices, staff.ledger, journal) if staff.model is not None else None
+    Metered(staff.model, number, staff.traces, staff.prices, staff.ledger, journal, on_progress)
+    if staff.model is not None
+    else None
   )
   own_judge: Judge = judge.MeasuredJudge(experiment.judge, baseline=baseline)
   own_analyst: Analyst = analyst.MeasuredAnalyst(baseline=baseline)

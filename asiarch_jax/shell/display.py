@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,6 +15,7 @@ from rich.text import Text
 from asiarch_jax.records import Entry, Outcome, Progress
 
 STAGES = {
+  'ask': 'asking the',
   'prepare': 'preparing',
   'check': 'checking',
   'compile': 'compiling',
@@ -34,7 +36,8 @@ class Display:
     self.plain = not self.console.is_terminal if plain is None else plain
     self._clock = clock
     self._live = None if self.plain else Live(console=self.console, refresh_per_second=4, transient=True)
-    self._began, self._cycle_began, self._last_line = clock(), clock(), 0.0
+    self._began, self._last_line = clock(), 0.0
+    self._began_at: dict[int, float] = {}  # of the cycles in flight
     self._cycle, self._cycles, self._done = 0, 0, 0
     self._progress = Progress('start')
     self._best: Entry | None = None
@@ -55,8 +58,17 @@ class Display:
   def start_cycle(self, cycle: int, cycles: int, best: Entry | None) -> None:
     """Begins outcome number `cycle` of `cycles`."""
     self._cycle, self._cycles, self._best = cycle, cycles, best
-    self._cycle_began = self._clock()
+    self._began_at[cycle] = self._clock()
     self.progress(Progress('propose'))
+
+  def progress_of(self, cycle: int) -> Callable[[Progress], None]:
+    """Returns what shows the progress of one cycle, of several in flight."""
+
+    def show(progress: Progress) -> None:
+      self._cycle = cycle
+      self.progress(progress)
+
+    return show
 
   def progress(self, progress: Progress) -> None:
     """Shows where the worker is."""
@@ -71,7 +83,7 @@ class Display:
   def end_cycle(self, outcome: Outcome) -> None:
     """Prints one lasting line for an outcome."""
     self._done += 1
-    seconds = self._clock() - self._cycle_began
+    seconds = self._clock() - self._began_at.pop(outcome.id, self._began)
     head = f'#{outcome.id} {outcome.proposal.name}'
     if isinstance(outcome, Entry):
       e = outcome.evidence

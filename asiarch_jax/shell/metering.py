@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from asiarch_jax.dialogue import Price, Prompt, Reply, spend_of, total
 from asiarch_jax.ports import ChatModel, Journal
-from asiarch_jax.records import Spend
+from asiarch_jax.records import Progress, Spend
 from asiarch_jax.shell.exchanges import Traces
 
 
@@ -39,6 +39,7 @@ class Metered:
     prices: Mapping[str, Price],
     ledger: Ledger,
     journal: Journal,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
   ):
     self._model = model
     self._cycle = cycle
@@ -46,10 +47,12 @@ class Metered:
     self._prices = prices
     self._ledger = ledger
     self._journal = journal
+    self._on_progress = on_progress
     self._own = Ledger()
 
   def complete(self, prompt: Prompt, schema: Mapping[str, Any]) -> Reply:
     """Returns the model's reply, recorded. Raises as the model does."""
+    self._on_progress(Progress('ask', note=prompt.role))
     reply = self._model.complete(prompt, schema)
     spend = spend_of(reply, self._prices)
     self._own.add(spend)
