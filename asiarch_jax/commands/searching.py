@@ -30,6 +30,9 @@ from asiarch_jax.shell.calls import Unavailable
 from asiarch_jax.shell.display import Display
 
 
+DRAIN_SECONDS = 10.0  # that a stopped search waits for its workers to be gone
+
+
 class Slots:
   """A runner with a number of places for jobs; it counts the seconds that each place was taken.
 
@@ -51,6 +54,11 @@ class Slots:
       finally:
         with self._lock:
           self.seconds += time.monotonic() - began
+
+  def drain(self, seconds: float) -> None:
+    """Waits until no job runs, at most so long for each place: a worker outlives no search."""
+    for _ in range(self.places):
+      self._places.acquire(timeout=seconds)
 
   def arrays(self, key: str) -> Mapping[str, Any]:
     return self._runner.arrays(key)
@@ -199,22 +207,28 @@ def search(values: flags.FlagValues, _: list[str]) -> int:
       try:
         run.go()
       except KeyboardInterrupt:
-        local.stop()
+        _stop(local, run.runner)
         display.line(
           f'stopped with {len(run.outcomes)} of {experiment.search.cycles} outcomes, all of them kept. '
           f'To resume: {_again()}'
         )
         return commands.INTERRUPTED
       except Unavailable as error:
-        local.stop()
+        _stop(local, run.runner)
         raise UsageError(f'{error}; {len(run.outcomes)} outcomes are kept. To resume: {_again()}') from error
       except BaseException:
-        local.stop()
+        _stop(local, run.runner)
         raise
       events = journal.events()
   report = commands.write_report(run.outcomes, workdir / 'report', experiment, events)
   _say_end(values, run, before, time.monotonic() - began, report)
   return 0
+
+
+def _stop(runner: runners.LocalRunner, slots: Slots) -> None:
+  """Ends all workers, those of cycles in flight too, and sees them gone."""
+  runner.stop()
+  slots.drain(DRAIN_SECONDS)
 
 
 def _say_estimate(run: Search) -> None:

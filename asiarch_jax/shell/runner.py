@@ -106,6 +106,8 @@ class LocalRunner:
       if stored is not None:
         return stored
       self._jail = self._jail or sandbox.choose(self._settings.jail)
+      if self._stopped.is_set():
+        raise RunnerStoppedError('the run was stopped')
       return self._run_new(job, folder, on_progress)
 
   def stop(self) -> None:

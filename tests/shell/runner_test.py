@@ -211,6 +211,27 @@ def test_an_interrupt_of_the_controller_ends_the_worker(tmp_path, jail):
   assert not (tmp_path / 'jobs' / job.key / 'done.json').exists()
 
 
+def test_a_runner_that_is_stopped_ends_the_workers_of_all_threads_and_begins_none(tmp_path, any_jail):
+  runs, ended = local(tmp_path, any_jail), []
+
+  def go(name):
+    try:
+      runs.run(Job(name, f'{SLEEPY}# {name}\n', {}))
+    except runner.RunnerStoppedError:
+      ended.append(name)
+
+  threads = [threading.Thread(target=go, args=(name,)) for name in 'ab']
+  for thread in threads:
+    thread.start()
+  until(lambda: len(list(tmp_path.glob('jobs/*/worker.json'))) == 2)
+  runs.stop()
+  for thread in threads:
+    thread.join(timeout=10)
+  assert sorted(ended) == ['a', 'b'] and until(lambda: not living(str(tmp_path)))
+  with pytest.raises(runner.RunnerStoppedError):
+    runs.run(Job('c', SLEEPY, {}))
+
+
 def test_a_worker_killed_by_others_is_run_again(tmp_path, jail):
   job = Job('m', SLEEPY, {})
   folder = tmp_path / 'jobs' / job.key
