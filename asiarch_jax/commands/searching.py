@@ -207,11 +207,12 @@ def search(values: flags.FlagValues, _: list[str]) -> int:
       try:
         run.go()
       except KeyboardInterrupt:
-        _stop(local, run.runner)
+        local.stop()
         display.line(
           f'stopped with {len(run.outcomes)} of {experiment.search.cycles} outcomes, all of them kept. '
           f'To resume: {_again()}'
         )
+        _stop(local, run.runner)
         return commands.INTERRUPTED
       except Unavailable as error:
         _stop(local, run.runner)
