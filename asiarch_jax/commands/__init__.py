@@ -231,7 +231,7 @@ def open_corpus(experiment: config.Experiment, display: Display) -> tuple[pathli
   """Returns the folder of the experiment's corpus and the corpus; `docs` is made on first use."""
   path = experiment.corpus.path
   if path == 'docs':
-    folder = corpora.docs_folder(_cache())
+    folder = corpora.docs_folder(cache_folder())
     if not folder.exists():
       display.line('building the corpus from the docstrings of the installed libraries (once)')
       corpora.prepare('docs', folder, on_progress=display.progress)
@@ -262,7 +262,7 @@ def standard_output() -> Console:
   return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
-def _cache() -> pathlib.Path:
+def cache_folder() -> pathlib.Path:
   base = os.environ.get('ASIARCH_CACHE') or os.path.join(
     os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'asiarch'
   )

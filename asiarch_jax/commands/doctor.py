@@ -487,7 +487,7 @@ def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
 def corpus_place(experiment: config.Experiment) -> pathlib.Path:
   """Returns the folder that a search reads its corpus from."""
   path = experiment.corpus.path
-  return corpora.docs_folder(commands._cache()) if path == 'docs' else pathlib.Path(path)
+  return corpora.docs_folder(commands.cache_folder()) if path == 'docs' else pathlib.Path(path)
 
 
 def told(error: Exception) -> tuple[str, str]:

@@ -29,7 +29,6 @@ from asiarch_jax.shell import runner as runners
 from asiarch_jax.shell.calls import Unavailable
 from asiarch_jax.shell.display import Display
 
-
 DRAIN_SECONDS = 10.0  # that a stopped search waits for its workers to be gone
 
 

@@ -33,7 +33,10 @@ START = """
 import json
 import asiarch_jax.worker
 import jax
-devices = jax.devices()
+try:
+  devices = jax.devices()
+except AssertionError:  # all that JAX has to say of a plugin that is missing
+  raise SystemExit('JAX has no backend of that name: its plugin is not installed')
 jax.block_until_ready(jax.jit(lambda x: x + 1)(jax.numpy.zeros(())))
 limit = lambda device: (device.memory_stats() or {}).get('bytes_limit')
 print(json.dumps([[device.platform, device.device_kind, limit(device)] for device in devices]))
@@ -114,9 +117,12 @@ def worker_start(runner: config.Runner, jail: str, seconds: float = DEVICE_SECON
 
 
 def _tail(said: bytes) -> str:
-  """Returns the last lines of an output on one line, without what a terminal would obey."""
-  lines = [' '.join(line.split()) for line in said.decode(errors='replace').splitlines() if line.strip()]
-  text = ' / '.join(''.join(one for one in line if one.isprintable()) for line in lines[-3:])
+  """Returns the last lines of an output on one line, without what a terminal would obey; of a traceback its error."""
+  lines = [line.rstrip() for line in said.decode(errors='replace').splitlines() if line.strip()]
+  if any(line.startswith('Traceback ') for line in lines):
+    last = max(number for number, line in enumerate(lines) if line.startswith(('  ', 'Traceback ')))
+    lines = lines[last + 1 :] or lines
+  text = ' / '.join(''.join(one for one in ' '.join(line.split()) if one.isprintable()) for line in lines[-3:])
   return text if len(text) <= TAIL_CHARACTERS else f'…{text[1 - TAIL_CHARACTERS :]}'
 
 
