@@ -12,6 +12,9 @@ from asiarch_jax.records import Progress, Spend
 from asiarch_jax.shell.exchanges import Traces
 
 
+TITLES = {'novelty': 'novelty checker'}  # of roles that are no persons
+
+
 class Ledger:
   """A sum of spends that several threads add to; it begins with what earlier runs of a workdir spent."""
 
@@ -52,7 +55,7 @@ class Metered:
 
   def complete(self, prompt: Prompt, schema: Mapping[str, Any]) -> Reply:
     """Returns the model's reply, recorded. Raises as the model does."""
-    self._on_progress(Progress('ask', note=prompt.role))
+    self._on_progress(Progress('ask', note=TITLES.get(prompt.role, prompt.role)))
     reply = self._model.complete(prompt, schema)
     spend = spend_of(reply, self._prices)
     self._own.add(spend)
