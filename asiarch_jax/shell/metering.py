@@ -11,7 +11,6 @@ from asiarch_jax.ports import ChatModel, Journal
 from asiarch_jax.records import Progress, Spend
 from asiarch_jax.shell.exchanges import Traces
 
-
 TITLES = {'novelty': 'novelty checker'}  # of roles that are no persons
 
 
