@@ -366,11 +366,16 @@ def flat(part: Any, prefix: str = '') -> dict[str, Any]:
 def differences(ours: Experiment, theirs: Experiment) -> dict[str, tuple[Any, Any]]:
   """Returns the settings that make two experiments different ones, by dotted name, as (ours, theirs)."""
   first, second = flat(ours), flat(theirs)
-  return {
+  apart = {
     name: (first[name], second[name])
     for name in first
     if first[name] != second[name] and not any(f'{name}.'.startswith(f'{free}.') for free in CONTINUABLE)
   }
+  # Models may change under way, but for the judge's: its marks are calibrated on what it gave the baseline.
+  judges = (ours.llm.judge.model or ours.llm.model, theirs.llm.judge.model or theirs.llm.model)
+  if ours.judge.kind == theirs.judge.kind == 'llm' and judges[0] != judges[1]:
+    apart['llm.judge.model'] = judges
+  return apart
 
 
 def validate(experiment: Experiment) -> None:

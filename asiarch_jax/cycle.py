@@ -132,8 +132,11 @@ def run_cycle(
 def settled(outcome: Outcome, outcomes: Sequence[Outcome]) -> Outcome:
   """Returns the outcome as the archive takes it: with several cycles in flight, two may have found one function.
 
-  The later to arrive is a duplicate: its measurement would count twice.
+  The later to arrive is a duplicate: its measurement would count twice. A name that was taken meanwhile gets the id.
   """
+  if outcome.proposal.name in {other.proposal.name for other in outcomes if other.id != outcome.id}:
+    renamed = dataclasses.replace(outcome.proposal, name=f'{outcome.proposal.name}_{outcome.id}')
+    outcome = dataclasses.replace(outcome, proposal=renamed)
   twin = novelty.known(outcomes).get(outcome.fingerprint)
   if not isinstance(outcome, Entry) or outcome.role != 'candidate' or twin is None or twin == outcome.id:
     return outcome
@@ -185,23 +188,27 @@ def _screened(here: Setting, selection: Selection, rng: np.random.Generator) -> 
   drawn: list[Drawn] = []
   passed: list[Tried] = []
   ended: Tried | Rejection | None = None
-  redraws = 0
+  redraws, timing = 0, Timing()  # `timing` is of all that is drawn and not trained
   while len(passed) < rule.samples and redraws <= rule.redraws:
     proposed = _proposed(here, selection, rng, drawn)
     if isinstance(proposed, Rejection):
       ended = ended or proposed
       break
     gated = _run(here, proposed, 'check', rng)
-    repeated = _repetition(here, gated)
+    mark = gated.result.fingerprint
+    twin = next((other for other in passed if mark and other.result.fingerprint == mark), None)
+    same = ('duplicate', f'computes the same function as {twin.proposal.name}, drawn just now') if twin else None
+    repeated = same or _repetition(here, gated)
     if repeated is not None:
       drawn.append(Drawn(gated.proposal, repeated[1]))
       here.team.journal.write('repeated', cycle=here.cycle, name=gated.proposal.name, reason=repeated[1])
       ended = _rejected(here, gated, *repeated)
-      redraws += 1
+      redraws, timing = redraws + 1, _sum(timing, gated.timing)
     elif gated.result.failure is not None:
       drawn.append(Drawn(gated.proposal, gated.result.failure.reason))
+      here.team.journal.write('failed', cycle=here.cycle, name=gated.proposal.name, reason=gated.result.failure.reason)
       ended = gated
-      redraws += 1
+      redraws, timing = redraws + 1, _sum(timing, gated.timing)
       if rule.samples == 1:
         break
     else:
@@ -209,8 +216,9 @@ def _screened(here: Setting, selection: Selection, rng: np.random.Generator) -> 
       passed.append(gated)
   if not passed:
     assert ended is not None
-    return ended
-  return passed[0] if len(passed) == 1 else _best(here, passed)
+    return dataclasses.replace(ended, timing=timing)
+  best = passed[0] if len(passed) == 1 else _best(here, passed)
+  return dataclasses.replace(best, timing=_sum(timing, best.timing))
 
 
 def _repetition(here: Setting, gated: Tried) -> tuple[str, str] | None:
@@ -334,7 +342,7 @@ def _run(here: Setting, tried: Tried, kind: Literal['check', 'train'], rng: np.r
     left = here.experiment.researcher.repairs - len(tried.earlier)
     if failure is None or failure.kind not in REPAIRABLE or left <= 0:
       return tried
-    mended = here.team.researcher.repair(tried.proposal, _complaints(result), rng)
+    mended = here.team.researcher.repair(tried.proposal, _complaints(result), rng, tried.earlier)
     if mended is None:
       return tried
     here.team.journal.write('repaired', cycle=here.cycle, name=mended.name, reason=failure.reason)

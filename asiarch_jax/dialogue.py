@@ -22,6 +22,10 @@ FAULTS = {
 }
 
 
+class RefusedError(ValueError):
+  """The provider refuses this one request, such as a prompt longer than the model reads."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Prompt:
   """One message to a model. `role` names the agent that asks: it picks model and limits (`config.ROLES`)."""

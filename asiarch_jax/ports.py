@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from asiarch_jax.dialogue import Prompt, Reply
 from asiarch_jax.records import (
   Analysis,
+  Attempt,
   Declined,
   Drawn,
   Entry,
@@ -55,7 +56,9 @@ class Researcher(Protocol):
     """Returns why the proposal is an archived idea once more, None if it is new. Functions were compared before."""
     ...
 
-  def repair(self, proposal: Proposal, findings: Sequence[Finding], rng: Any) -> Proposal | None:
+  def repair(
+    self, proposal: Proposal, findings: Sequence[Finding], rng: Any, earlier: Sequence[Attempt] = ()
+  ) -> Proposal | None:
     """Returns the proposal mended after what the checks found, or None if it has no answer."""
     ...
 

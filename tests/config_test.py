@@ -104,3 +104,19 @@ def test_every_setting_is_read_outside_the_module_that_declares_it():
       read |= {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
   inert = [name for name in config.flat(config.Experiment()) if name.rpartition('.')[2] not in read]
   assert inert == []
+
+
+def test_the_judges_model_may_not_change_under_way_and_others_may():
+  def judged(model='', kind='llm'):
+    return config.from_dict({'judge': {'kind': kind}, 'llm': {'judge': {'model': model}}})
+
+  assert config.differences(judged('a'), judged('b')) == {'llm.judge.model': ('a', 'b')}
+  assert config.differences(judged('a', 'measured'), judged('b', 'measured')) == {}
+  other = config.from_dict({'judge': {'kind': 'llm'}, 'llm': {'model': 'x'}})
+  assert list(config.differences(judged(), other)) == ['llm.judge.model']
+  assert (
+    config.differences(
+      other, config.from_dict({'judge': {'kind': 'llm'}, 'llm': {'model': 'y', 'judge': {'model': 'x'}}})
+    )
+    == {}
+  )

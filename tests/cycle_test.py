@@ -267,3 +267,37 @@ def test_two_cycles_in_flight_cannot_both_bring_one_function():
   settled = cycle.settled(late, outcomes)
   assert isinstance(settled, records.Rejection) and settled.stage == 'duplicate' and 'entry 4' in settled.reason
   assert cycle.settled(samples.entry(5), outcomes) == samples.entry(5)
+
+
+def timed(job, seconds=10.0):
+  return result_of(job, timing=records.Timing(accelerator_seconds=seconds))
+
+
+def test_what_was_drawn_and_not_trained_is_paid_for_too():
+  repeated = {'old_0': 'again', 'old_1': 'again'}
+  researcher = fakes.FakeResearcher([draw('old_0'), draw('old_1'), draw('new')], repeated=repeated)
+  entry = go(team(fakes.FakeRunner(timed), researcher), llm(redraws=2))
+  assert entry.proposal.name == 'new' and entry.timing.accelerator_seconds == 40.0  # three gates and a training
+  only = fakes.FakeResearcher([draw(f'old_{n}') for n in range(2)], repeated=repeated)
+  assert go(team(fakes.FakeRunner(timed), only), llm(redraws=1)).timing.accelerator_seconds == 20.0
+
+
+def test_of_several_samples_one_that_fails_is_in_the_journal_and_twins_are_one():
+  def result(job):
+    if job.name == 'bad':
+      return failing('checks')(job)
+    return result_of(job, fingerprint='twin' if job.name in ('first', 'same') else f'f-{job.source}')
+
+  runner = fakes.FakeRunner(result)
+  researcher = fakes.FakeResearcher([draw('first'), draw('bad'), draw('same'), draw('other')])
+  people = team(runner, researcher)
+  go(people, llm(samples=2, micro_steps=0, repairs=0))
+  assert [line['name'] for line in people.journal.named('failed')] == ['bad']
+  assert 'same function as first, drawn just now' in people.journal.named('repeated')[0]['reason']
+  assert [row['name'] for row in people.journal.named('sampled')[0]['samples']] == ['first', 'other']
+
+
+def test_a_name_that_another_cycle_took_meanwhile_gets_its_number():
+  outcomes = (*samples.baselines(), samples.entry(4, name='two_speed'))
+  assert cycle.settled(samples.entry(5, name='two_speed'), outcomes).proposal.name == 'two_speed_5'
+  assert cycle.settled(samples.entry(5, name='three_speed'), outcomes).proposal.name == 'three_speed'

@@ -155,7 +155,7 @@ class FakeResearcher:
     return self._repeated.get(proposal.name)
 
   def repair(
-    self, proposal: records.Proposal, findings: Sequence[records.Finding], rng: Any
+    self, proposal: records.Proposal, findings: Sequence[records.Finding], rng: Any, earlier: Any = ()
   ) -> records.Proposal | None:
     self.findings.append(tuple(findings))
     return self._repairs.pop(0) if self._repairs else None

@@ -1,19 +1,21 @@
 """Who works on a search is what the configuration says, and how many at a time."""
 
 import dataclasses
+import io
 import json
 import threading
 import time
 
 import pytest
+from rich.console import Console
 
 from asiarch_jax.agents import evolution, judge, model_judge, researcher
 from asiarch_jax.cognition import retrieval
 from asiarch_jax.commands import UsageError, searching, staff
 from asiarch_jax.records import Job
-from asiarch_jax.shell import embeddings, exchanges, llm
+from asiarch_jax.shell import archive, display, embeddings, exchanges, llm
 from tests import fakes, samples
-from tests.model_server import ModelServer
+from tests.model_server import Answer, ModelServer
 from tests.model_team import KEY, Respond, experiment, rehearse, trained
 
 
@@ -164,3 +166,54 @@ def test_a_failed_baseline_ends_the_search(tmp_path):
     with pytest.raises(UsageError, match='the baseline delta_net was rejected'):
       rehearse(tmp_path, experiment(server.url), runner=fakes.FakeRunner(worse))
   assert samples.SOURCE
+
+
+def test_a_request_that_is_refused_costs_a_judgement_and_no_trained_entry(tmp_path):
+  too_long = Answer(status=400, message='The input token count exceeds the maximum')
+  with ModelServer(Respond(judge=[{**fakes.REPLIES['judge']}] * 2 + [too_long] * 9, analyst=[too_long] * 9)) as server:
+    done = rehearse(tmp_path, experiment(server.url, 4))
+  assert [type(outcome).__name__ for outcome in done.outcomes] == ['Entry'] * 4
+  assert done.outcomes[3].judgement is None and done.outcomes[3].analysis.author == 'measured'
+
+
+def test_what_is_finished_is_archived_though_another_cycle_fails(tmp_path):
+  started = threading.Barrier(3, timeout=30)
+
+  def train(job):
+    if job.name in ('delta_net', 'gated_delta_net') or job.kind == 'check':
+      return trained(job)
+    place = started.wait()
+    if place == 0:
+      time.sleep(0.5)  # after the others are done
+      raise OSError(28, 'No space left on device', 'job.json')
+    return trained(job)
+
+  with ModelServer(Respond()) as server:
+    chosen = experiment(server.url, 5, search={'in_flight': 3}, runner={'workers': 3})
+    with pytest.raises(OSError, match='No space'):
+      rehearse(tmp_path, chosen, runner=fakes.FakeRunner(train))
+  with archive.OrbaxArchive.open_read_only(tmp_path) as kept:
+    assert len(kept.outcomes()) == 4
+
+
+def test_a_crowd_of_cycles_is_not_begun_on_a_small_budget(tmp_path):
+  with ModelServer(Respond()) as server:
+    chosen = experiment(server.url, 40, search={'in_flight': 8}, budget={'dollars': 0.01})
+    done = rehearse(tmp_path, chosen)
+  each = done.search.spent().dollars / len(done.outcomes)
+  assert done.search.spent().dollars < 0.01 + 4 * each  # a crowd would go over by seven
+
+
+def test_a_run_with_embeddings_is_replayed_without_a_key(tmp_path):
+  with ModelServer(Respond()) as server:
+    rehearse(tmp_path / 'first', experiment(server.url, 4, researcher={'embedder': 'auto'}))
+  recorded = {'provider': 'recorded', 'exchanges': str(tmp_path / 'first')}
+  again = rehearse(tmp_path / 'again', experiment('', 4, llm=recorded, researcher={'embedder': 'auto'}), environment={})
+  assert len(again.outcomes) == 4
+
+
+def test_a_line_for_the_terminal_carries_no_orders_to_it():
+  said = io.StringIO()
+  show = display.Display(Console(file=said, width=100, force_terminal=False), plain=True)
+  show.line('says \x1b]0;pwned\x07\x1b[2J the idea again')
+  assert '\x1b' not in said.getvalue() and 'the idea again' in said.getvalue()

@@ -41,9 +41,11 @@ def test_a_whole_search_with_models_in_every_place(provider, tmp_path):
 
 
 def test_what_an_analysis_retrieved_is_in_the_next_researchers_prompt(tmp_path):
-  _, server = searched(tmp_path, cycles=5)
+  done, server = searched(tmp_path, cycles=3, researcher={'fresh': 0.0, 'combine': 0.0, 'simplify': 0.0})
   texts = [request.text for request in server.requests if request.schema['title'] == 'ProposalReply']
-  assert fakes.REPLIES['summariser']['summary'] in texts[-1] and '# Papers' in texts[-1]
+  parent = done.outcomes[done.outcomes[2].proposal.parent_id]
+  assert fakes.REPLIES['summariser']['summary'] in texts[-1] and len(parent.analysis.retrieved) == 3
+  assert [key for key in parent.analysis.retrieved if f'[{key}]' not in texts[-1]] == []
 
 
 def test_the_trace_has_every_call_and_show_prints_it(tmp_path):
@@ -246,7 +248,11 @@ def test_killed_in_the_middle_of_a_call_it_goes_on_and_counts_what_was_spent(tmp
     assert again.returncode == 0, errors
   outcomes = json.loads(out)
   assert [outcome['id'] for outcome in outcomes] == [0, 1, 2, 3]
-  assert exchanges.Traces(tmp_path).spent().calls > before.calls
+  archived = sum(outcome['spend']['calls'] for outcome in outcomes)
+  spent = exchanges.Traces(tmp_path).spent().calls
+  assert spent >= archived and spent > before.calls  # what the killed cycle asked was paid, and is counted once more
+  recorded = exchanges.Recorded(tmp_path)
+  assert len(recorded) == archived  # a replay takes what the archived outcomes came from
 
 
 def test_every_proposal_of_the_rehearsal_is_another():

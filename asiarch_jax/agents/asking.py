@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from asiarch_jax.dialogue import FAULTS, Prompt, Reply
+from asiarch_jax.dialogue import FAULTS, Prompt, RefusedError, Reply
 from asiarch_jax.ports import ChatModel
 
 RE_ASKS = 2
@@ -43,7 +43,12 @@ def ask(
   schema = kind.model_json_schema()
   asked, fault, reply = prompt, '', Reply('')
   for _ in range(1 + RE_ASKS):
-    reply = model.complete(asked, schema)
+    try:
+      reply = model.complete(asked, schema)
+    except RefusedError as error:
+      if prompt.role == 'researcher':  # nothing is lost yet, and every cycle would end so
+        raise
+      return Answer(None, str(error))
     value, fault = _value(reply, kind)
     fault = fault or (objection(value) if value is not None else '')
     if value is not None and not fault:
@@ -70,7 +75,7 @@ def _value(reply: Reply, kind: type[Kind]) -> tuple[Kind | None, str]:
 def _object(text: str) -> str:
   """Returns the JSON object in a reply; small models wrap it in Markdown or in words."""
   stripped = text.strip()
-  fence = re.fullmatch(r'```(?:json)?\s*\n(.*?)\n?```', stripped, re.DOTALL)
+  fence = re.fullmatch(r'```(?:json)?[^\S\n]*\n(.*?)\n?```', stripped, re.DOTALL)
   if fence:
     return fence.group(1)
   start = stripped.find('{')
@@ -78,6 +83,6 @@ def _object(text: str) -> str:
     try:
       _, end = json.JSONDecoder().raw_decode(stripped[start:])
       return stripped[start : start + end]
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
       return stripped
   return stripped

@@ -151,7 +151,9 @@ class Evolution:
     """Returns None: what is in the archive is not proposed."""
     return None
 
-  def repair(self, proposal: Proposal, findings: Sequence[Finding], rng: np.random.Generator) -> Proposal | None:
+  def repair(
+    self, proposal: Proposal, findings: Sequence[Finding], rng: np.random.Generator, earlier: Sequence[Any] = ()
+  ) -> Proposal | None:
     """Returns the proposal with a field changed that the failed findings implicate; None if none is left to blame."""
     genome = genome_of(proposal)
     failed = [finding for finding in findings if not finding.passed]

@@ -24,7 +24,9 @@ class Given:
   def repeats(self, proposal: Proposal, outcomes: Sequence[Outcome]) -> str | None:
     return None
 
-  def repair(self, proposal: Proposal, findings: Sequence[Finding], rng: Any) -> Proposal | None:
+  def repair(
+    self, proposal: Proposal, findings: Sequence[Finding], rng: Any, earlier: Sequence[Any] = ()
+  ) -> Proposal | None:
     return None
 
 

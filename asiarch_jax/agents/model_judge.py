@@ -8,6 +8,7 @@ baseline stands at 5; and the weighted mean is ours.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import statistics
 from collections.abc import Sequence
@@ -35,13 +36,13 @@ class ModelJudge:
 
   def __call__(self, entry: Entry, outcomes: Sequence[Outcome]) -> Judgement | None:
     """Returns the calibrated marks; None where no call gave marks, or the baseline has none to calibrate by."""
+    base = briefs.baseline_of([*outcomes, entry], self.baseline)
+    if base is None or (base.id != entry.id and (base.judgement is None or not base.judgement.raw)):
+      return None  # nothing to calibrate by, so nothing is asked
     marks = [reply for reply in (self._asked(entry, outcomes) for _ in range(self.weights.calls)) if reply is not None]
     if not marks:
       return None
     raw = tuple(statistics.median(getattr(reply, name) for reply in marks) for name in config.JUDGE_WEIGHTS)
-    base = briefs.baseline_of([*outcomes, entry], self.baseline)
-    if base is None or (base.id != entry.id and (base.judgement is None or not base.judgement.raw)):
-      return None
     anchor = raw if base.id == entry.id else base.judgement.raw  # type: ignore[union-attr]
     calibrated = [min(max(mark - given + judge.ANCHOR, 1.0), 10.0) for mark, given in zip(raw, anchor, strict=True)]
     calls = tuple(_judged(self.weights, _marks(reply), '').score for reply in marks)
@@ -69,9 +70,11 @@ def without_docstrings(source: str, blind: bool) -> str:
   """Returns the source; for a blind judge from its first import on, since the docstring tells the motivation."""
   if not blind:
     return source
-  lines = source.splitlines()
-  first = next((n for n, line in enumerate(lines) if line.startswith(('import ', 'from '))), 0)
-  return '\n'.join(lines[first:])
+  tree = ast.parse(source)  # what was trained parses; comments are not in the tree
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+      node.body = node.body[1:] or [ast.Pass()]
+  return ast.unparse(tree)
 
 
 def calibration(outcomes: Sequence[Outcome], weights: config.Judge) -> str:

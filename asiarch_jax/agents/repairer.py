@@ -31,7 +31,7 @@ class Repairer:
       source=fenced('source', proposal.source, 60_000),
       stage=', '.join(finding.check for finding in failed) or 'an unknown stage',
       complaint=fenced('log', '\n\n'.join(f'{finding.check}: {finding.detail}' for finding in failed)),
-      earlier='\n'.join(f'- {line}' for line in earlier) or 'none',
+      earlier=fenced('attempts', '\n'.join(f'- {line}' for line in earlier)) if earlier else 'none',
     )
     system = rendered(
       self.templates, 'repairer_system', contract=self.templates['contract'], fences=self.templates['fences']

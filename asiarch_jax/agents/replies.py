@@ -41,7 +41,9 @@ class ProposalReply(_Reply):
     max_length=6000,
   )
   source: str = Field(description='the complete Python source of the file', min_length=80, max_length=60_000)
-  ideas: list[Idea] = Field(default_factory=list, description='one to six: where each new component comes from')
+  ideas: list[Idea] = Field(
+    default_factory=list, max_length=12, description='one to six: where each new component comes from'
+  )
 
   @field_validator('source')
   @classmethod
@@ -59,7 +61,9 @@ class ProposalReply(_Reply):
 
 
 class RepairReply(_Reply):
-  diagnosis: str = Field(description='what was wrong and what was changed, in two sentences', min_length=5)
+  diagnosis: str = Field(
+    description='what was wrong and what was changed, in two sentences', min_length=5, max_length=2000
+  )
   source: str = Field(description='the complete repaired source of the file', min_length=80, max_length=60_000)
 
   @field_validator('source')

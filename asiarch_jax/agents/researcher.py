@@ -9,6 +9,7 @@ function of the outcomes and the generator; what it answers is not.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,7 @@ from asiarch_jax.cognition.retrieval import Base, Hit
 from asiarch_jax.dialogue import Prompt
 from asiarch_jax.ports import ChatModel, Neighbours
 from asiarch_jax.records import (
+  Attempt,
   Declined,
   Drawn,
   Entry,
@@ -72,7 +74,8 @@ class ModelResearcher:
     failed = _revivable(outcomes, drawn) if operator == 'repair' else ()
     if failed:
       return self._revived(failed[int(rng.integers(len(failed)))])
-    operator = 'refine' if operator == 'repair' else operator
+    if operator == 'repair':  # there is nothing to mend
+      operator = 'refine' if selection.parent else 'fresh'
     grounds = self._grounds(operator, selection, outcomes, rng)
     answer = self._asked(grounds, outcomes, drawn)
     if answer.value is None:
@@ -91,9 +94,11 @@ class ModelResearcher:
       origins=_origins(answer.value, grounds, outcomes),
     )
 
-  def repair(self, proposal: Proposal, findings: Sequence[Finding], rng: np.random.Generator) -> Proposal | None:
+  def repair(
+    self, proposal: Proposal, findings: Sequence[Finding], rng: np.random.Generator, earlier: Sequence[Attempt] = ()
+  ) -> Proposal | None:
     """Returns the proposal mended after what the checks or the run said."""
-    return self.repairer.repair(proposal, findings)
+    return self.repairer.repair(proposal, findings, [f'{a.stage}: {a.reason}' for a in earlier])
 
   def repeats(self, proposal: Proposal, outcomes: Sequence[Outcome]) -> str | None:
     """Returns why a proposal is an archived idea again: the nearest by motivation, then the model by four parts.
@@ -217,6 +222,7 @@ def _revivable(outcomes: Sequence[Outcome], drawn: Sequence[Drawn]) -> tuple[Rej
     and outcome.stage in REVIVABLE
     and outcome.proposal.genome is None
     and outcome.proposal.source
+    and '_mended' not in outcome.proposal.name
     and not any(name.startswith(f'{outcome.proposal.name}_mended') for name in taken)
   )
 
@@ -224,11 +230,13 @@ def _revivable(outcomes: Sequence[Outcome], drawn: Sequence[Drawn]) -> tuple[Rej
 def _origins(reply: ProposalReply, grounds: Grounds, outcomes: Sequence[Outcome]) -> tuple[Origin, ...]:
   """Returns the ideas with their origins as far as these hold: a citation of what was not shown is no citation."""
   shown = {hit.key for hit in grounds.shown}
-  ids = {str(outcome.id) for outcome in outcomes}
+  told = (grounds.parent, grounds.partner, *grounds.references)
+  ids = {str(entry.id) for entry in told if entry is not None}
   origins = []
   for idea in reply.ideas:
     reference = idea.reference.strip().strip('[]')
-    numbers = ''.join(character for character in reference if character.isdigit())
+    number = re.fullmatch(r'(?:entry|id)?\s*#?(\d+)', reference, re.IGNORECASE)
+    numbers = number[1] if number else ''
     if idea.origin == 'cognition' and reference in shown:
       origins.append(Origin(idea.component, 'cognition', reference))
     elif idea.origin == 'analysis' and numbers in ids:

@@ -33,8 +33,11 @@ class Summariser:
     """Returns a summary of each entry; the model is asked for all at once."""
     if not entries:
       return ()
-    with ThreadPoolExecutor(len(entries)) as pool:
+    pool = ThreadPoolExecutor(len(entries))
+    try:
       return tuple(pool.map(lambda entry: self._summary(entry, baseline), entries))
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C waits for no answer
 
   def _summary(self, entry: Entry, baseline: Entry | None) -> str:
     if self.kept is not None and entry.id in self.kept:
@@ -56,10 +59,11 @@ class Summariser:
     )
     system = rendered(self.templates, 'summariser_system', fences=self.templates['fences'])
     answer = ask(self.model, Prompt('summariser', system, text), SummaryReply)
-    summary = answer.value.summary if answer.value else briefs.lessons(entry)
+    if answer.value is None:
+      return briefs.lessons(entry)
     if self.kept is not None:
-      self.kept[entry.id] = summary
-    return summary
+      self.kept[entry.id] = answer.value.summary
+    return answer.value.summary
 
 
 def _analysis(entry: Entry) -> str:

@@ -112,6 +112,5 @@ def words(text: str) -> list[str]:
   return found
 
 
-@functools.cache
-def _stemmer() -> Any:
+def _stemmer() -> Any:  # a new one each time: it holds the word in hand, and threads must not share it
   return snowballstemmer.stemmer('english')

@@ -128,6 +128,10 @@ class Search:
       outcome = arrived.get()
       flying -= 1
       if isinstance(outcome, BaseException):
+        while not arrived.empty():
+          other = arrived.get()
+          if not isinstance(other, BaseException):
+            yield other
         raise outcome
       yield outcome
 
@@ -139,10 +143,12 @@ class Search:
     if limit == config.Budget():
       return False
     each = budget.expectation(self.experiment, self.outcomes, self.staff.prices)
-    expected = dataclasses.replace(each.spent, wall_seconds=0.0) if each.measured else budget.Spent()
-    ahead = budget.Spent(*(flying * value for value in dataclasses.astuple(expected)))
-    self.stopped = budget.exhausted(limit, self.spent(), ahead)
-    return bool(self.stopped)
+    expected = dataclasses.replace(each.spent, wall_seconds=0.0)
+    count = flying if each.measured else flying - 1  # a guess forbids no first cycle, but a crowd of them
+    said = budget.exhausted(limit, self.spent(), budget.Spent(*(count * v for v in dataclasses.astuple(expected))))
+    if flying == 1:  # else there may be room again when those in flight are paid
+      self.stopped = said
+    return bool(said)
 
   def _cycle(self, number: int, seen: list[Outcome] | None = None) -> Outcome:
     earlier = sorted((o for o in (self.outcomes if seen is None else seen) if o.id < number), key=lambda o: o.id)

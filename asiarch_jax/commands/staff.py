@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from etils import epath
 
 from asiarch_jax import config, cycle
 from asiarch_jax.agents import analyst, evolution, given, judge, reading
@@ -94,6 +96,8 @@ def team_of(
     if staff.model is not None
     else None
   )
+  if metered is not None:
+    staff.traces.begin(number)
   own_judge: Judge = judge.MeasuredJudge(experiment.judge, baseline=baseline)
   own_analyst: Analyst = analyst.MeasuredAnalyst(baseline=baseline)
   researcher: Researcher = evolution.Evolution(experiment.researcher)
@@ -146,6 +150,9 @@ def _neighbours(
     UsageError: embeddings are asked of a provider that is not Gemini.
   """
   kind = experiment.researcher.embedder
+  recorded = epath.Path(experiment.llm.exchanges) / 'embeddings.jsonl'
+  if kind != 'lexical' and experiment.llm.provider == 'recorded' and recorded.exists():
+    return EmbeddedNeighbours(_not_recorded, recorded)
   if kind == 'lexical' or (kind == 'auto' and not isinstance(provider, llm.Gemini)):
     return nearest_texts
   if not isinstance(provider, llm.Gemini):
@@ -154,6 +161,10 @@ def _neighbours(
     )
   embed = provider.embed
   return EmbeddedNeighbours(lambda texts: model.ask(lambda: embed(texts)), os.path.join(workdir, 'embeddings.jsonl'))
+
+
+def _not_recorded(texts: Sequence[str]) -> Sequence[Sequence[float]]:
+  raise ValueError(f'the recorded run embedded no text that begins {texts[0][:80]!r}; replay it with its own settings')
 
 
 def _priced(experiment: config.Experiment, table: Mapping[str, Price]) -> None:

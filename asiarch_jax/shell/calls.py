@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from asiarch_jax import config
+from asiarch_jax.dialogue import RefusedError
 
 LONGEST_BACKOFF = 120.0  # seconds between attempts, unless the provider asks for more
 LONGEST_WAIT = 3600.0  # seconds that one call waits for a provider that asks for them; for longer it fails
@@ -141,7 +142,7 @@ class Calls:
     if refusal.lasting:
       return Unavailable(f'{what} {attempts} (asking again soon does not help)')
     if refusal.status and refusal.status not in (408, 409, 429) and refusal.status < 500:
-      return ValueError(f'{what}; the request was refused, so change its settings in llm')
+      return RefusedError(f'{what}; the request was refused, so change its settings in llm')
     if refusal.wait > LONGEST_WAIT:
       return Unavailable(f'{what} {attempts} (it asks to wait {refusal.wait:,.0f} s)')
     if attempt >= self._llm.attempts:

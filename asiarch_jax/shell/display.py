@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asiarch_jax.records import Entry, Outcome, Progress
+from asiarch_jax.shell.runner import clean
 
 STAGES = {
   'ask': 'asking the',
@@ -53,7 +54,7 @@ class Display:
 
   def line(self, text: str, style: str = '') -> None:
     """Prints one lasting line."""
-    self.console.print(Text(text, style=style), soft_wrap=True)
+    self.console.print(Text(clean(text), style=style), soft_wrap=True)
 
   def start_cycle(self, cycle: int, cycles: int, best: Entry | None) -> None:
     """Begins outcome number `cycle` of `cycles`."""

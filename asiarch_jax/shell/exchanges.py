@@ -71,6 +71,19 @@ class Traces:
       finally:
         lines.close()
 
+  def begin(self, cycle: int) -> None:
+    """Notes that a cycle begins, perhaps once more: a replay takes what follows the last such note."""
+    with self._lock:
+      lines = journal.JsonLines(self._path(cycle), clock=self._clock)
+      lines.write('begun', cycle=cycle)
+      lines.close()
+
+  def read_last(self, cycle: int) -> list[dict[str, Any]]:
+    """Returns the exchanges of a cycle since it was last begun: those behind its outcome."""
+    events = journal.JsonLines(self._path(cycle), read_only=True).events()
+    first = max((place for place, event in enumerate(events) if event['event'] == 'begun'), default=-1) + 1
+    return [event for event in events[first:] if event['event'] == _EVENT]
+
   def read(self, cycle: int) -> list[dict[str, Any]]:
     """Returns the exchanges of a cycle in the order written, none where there are none."""
     events = journal.JsonLines(self._path(cycle), read_only=True).events()
@@ -145,7 +158,7 @@ class Recorded:
     pass
 
   def _exchanges(self) -> Iterator[dict[str, Any]]:
-    return (exchange for cycle in self._traces.cycles() for exchange in self._traces.read(cycle))
+    return (exchange for cycle in self._traces.cycles() for exchange in self._traces.read_last(cycle))
 
   def _nearest(self, prompt: Prompt, schema: Mapping[str, Any]) -> str:
     # Read again, since prompts are long and a replay that goes well needs none of them.

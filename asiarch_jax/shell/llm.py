@@ -33,7 +33,7 @@ from asiarch_jax.shell.calls import (
 from asiarch_jax.shell.exchanges import Recorded, Scripted
 
 EMBEDDER = 'gemini-embedding-001'
-TEXTS_PER_CALL = 100  # Gemini's limit on one batch of embeddings
+TEXTS_PER_CALL = 100  # Gemini's limit on one batch of embeddings; Vertex AI takes one text a call
 SHORTEST_SECRET = 8  # shorter keys are the words that local servers take, like 'none' or 'EMPTY'
 GEMINI_KEYS = ('GEMINI_API_KEY', 'GOOGLE_API_KEY')
 BLOCKED = {  # finish reasons of Gemini that withhold a reply
@@ -135,10 +135,9 @@ class Gemini:
     Raises:
       Unavailable, PermissionError, ValueError: as `complete`.
     """
+    most = 1 if self._llm.project else TEXTS_PER_CALL
     return [
-      vector
-      for first in range(0, len(texts), TEXTS_PER_CALL)
-      for vector in self._embedded(list(texts[first : first + TEXTS_PER_CALL]))
+      vector for first in range(0, len(texts), most) for vector in self._embedded(list(texts[first : first + most]))
     ]
 
   def describe(self, model: str, setting: str) -> None:
@@ -526,6 +525,10 @@ def _address(base_url: str) -> str:
     port and parts.scheme in ('http', 'https') and parts.hostname and not re.search(r'\s', base_url)
   ):
     raise ValueError(f'llm.base_url = {base_url!r} is no address; write http://HOST:PORT/v1 or the like')
+  if parts.username or parts.password:
+    raise ValueError(
+      'llm.base_url holds a user or a password, which would be written down; put the key into OPENAI_API_KEY instead'
+    )
   return base_url
 
 

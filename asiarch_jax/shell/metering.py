@@ -55,7 +55,11 @@ class Metered:
   def complete(self, prompt: Prompt, schema: Mapping[str, Any]) -> Reply:
     """Returns the model's reply, recorded. Raises as the model does."""
     self._on_progress(Progress('ask', note=TITLES.get(prompt.role, prompt.role)))
-    reply = self._model.complete(prompt, schema)
+    try:
+      reply = self._model.complete(prompt, schema)
+    except Exception as error:
+      self._journal.write('call_failed', cycle=self._cycle, role=prompt.role, reason=str(error)[:600])
+      raise
     spend = spend_of(reply, self._prices)
     self._own.add(spend)
     self._ledger.add(spend)

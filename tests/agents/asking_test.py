@@ -1,11 +1,12 @@
 """One question: what a reply must be, and what is said to a model whose reply is not that."""
 
 import json
+import time
 
 import pytest
 
 from asiarch_jax.agents import asking, replies
-from asiarch_jax.dialogue import Prompt, Reply, Usage
+from asiarch_jax.dialogue import Prompt, RefusedError, Reply, Usage
 from tests import fakes
 
 PROMPT = Prompt('summariser', 'system', 'Summarise.\n')
@@ -80,3 +81,42 @@ def test_a_name_is_never_a_path_and_never_a_number(name):
 
 def test_usage_totals():
   assert Usage(prompt=10, cached=4, reply=3, thoughts=2).total == 15
+
+
+HOSTILE = {
+  'deep in words': 'Here: ' + '{"a":' * 100_000,
+  'deep': '[' * 100_000,
+  'a number without end': 'Sure: {"summary": ' + '9' * 6_000 + '}',
+  'blank lines without end': '```json' + '\n' * 200_000,
+  'not a number': '{"summary": NaN}',
+  'half a letter': '{"summary": "\\ud800 and more than twenty letters"}',
+  'a null byte': '\x00{"summary": "x"}',
+  'ten megabytes': '{"summary": "' + 'x' * 10_000_000 + '"}',
+}
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_no_reply_ends_or_holds_the_loop(name):
+  began = time.process_time()
+  _, answer = asked(*[HOSTILE[name]] * 3)
+  assert answer.value is None or len(answer.value.summary) > 20
+  assert time.process_time() - began < 10.0
+
+
+def test_a_request_that_the_provider_refuses_costs_a_term_but_a_researchers_is_said():
+  class Refusing:
+    def complete(self, prompt, schema):
+      raise RefusedError('400: the prompt is too long')
+
+  answer = asking.ask(Refusing(), PROMPT, replies.SummaryReply)
+  assert answer.value is None and 'too long' in answer.fault
+  with pytest.raises(RefusedError):
+    asking.ask(Refusing(), Prompt('researcher', 's', 't'), replies.ProposalReply)
+
+
+def test_lists_and_texts_of_a_reply_have_an_end():
+  idea = {'component': 'gate', 'origin': 'original'}
+  with pytest.raises(ValueError, match='ideas'):
+    proposal(ideas=[idea] * 13)
+  with pytest.raises(ValueError, match='diagnosis'):
+    replies.RepairReply.model_validate({'diagnosis': 'x' * 3000, 'source': fakes.MIXER})

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -49,3 +51,16 @@ def test_no_shared_word_finds_nothing(base):
 def test_a_base_of_one_paper_answers():
   (hit,) = retrieval.Base((PAPER,)).search('recall falls')
   assert hit.insight == PAPER.entries[0] and hit.key == '2412.06464#1'
+
+
+def test_threads_may_search_at_once():
+  """The stemmer holds the word in hand: shared by threads it gave wrong words, and raised."""
+  texts = ['gated recurrences forgetting normalised keys', 'interference of associations in the states'] * 40
+  wanted = [retrieval.words(text) for text in texts]
+  before = sys.getswitchinterval()
+  sys.setswitchinterval(1e-5)
+  try:
+    with ThreadPoolExecutor(4) as pool:
+      assert list(pool.map(retrieval.words, texts)) == wanted
+  finally:
+    sys.setswitchinterval(before)

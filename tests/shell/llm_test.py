@@ -410,6 +410,13 @@ def test_an_address_that_is_none_is_refused(protocol, base_url):
     llm.PROVIDERS[protocol](Llm(provider=protocol, base_url=base_url), ENVIRONMENTS[protocol])
 
 
+@pytest.mark.parametrize('protocol', PROTOCOLS)
+def test_a_password_in_the_address_is_refused_without_showing_it(protocol):
+  with pytest.raises(ValueError, match='holds a user or a password') as caught:
+    llm.PROVIDERS[protocol](Llm(base_url='http://user:S3cret@127.0.0.1:9/v1'), ENVIRONMENTS[protocol])
+  assert 'S3cret' not in texts_of(caught.value)
+
+
 def test_a_local_server_needs_no_key(connect):
   with ModelServer() as server:
     connect(server, 'openai', {})[0].complete(PROMPT, SCHEMA)
