@@ -22,7 +22,8 @@ from asiarch_jax.report.markup import (
   tone,
   words,
 )
-from asiarch_jax.report.text import ranked, test_bits, verdict
+from asiarch_jax.report.series import verdict
+from asiarch_jax.report.text import ranked, test_bits
 
 ROWS = 1000  # listed at most
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -25,10 +24,14 @@ from asiarch_jax.report.markup import (
   tone,
   words,
 )
-from asiarch_jax.report.text import ranked, verdict
+from asiarch_jax.report.origins import idea
+from asiarch_jax.report.series import verdict
+from asiarch_jax.report.spending import spent
+from asiarch_jax.report.text import analysed_by, marks, ranked
 
 DETAILED = 600  # outcomes with everything about them; of more, the best and the newest
 COLORED = 10  # entries whose source is coloured
+SECTIONS = ('design', 'results', 'expectation', 'explanation', 'synthesis', 'weaknesses')  # of an analysis
 
 
 def every(outcomes: Sequence[Outcome]) -> str:
@@ -54,13 +57,14 @@ def of(outcome: Outcome, by_id: Mapping[int, Outcome], *, colored: bool = False)
   descent = link(parent) if parent else 'none' if proposal.parent_id is None else f'#{proposal.parent_id}'
   borrowed = ', '.join(link(by_id[key]) if key in by_id else f'#{key}' for key in proposal.reference_ids)
   facts = [('written by', escape(f'{proposal.author}, {proposal.operator}')), ('parent', descent)]
-  facts += [('borrowed from', borrowed), *_facts(outcome)]
-  parts = [f'<p class="prose">{escape(proposal.motivation)}</p>', pairs(facts), _findings(outcome), _replicas(outcome)]
+  facts += [('borrowed from', borrowed), ('ideas', _ideas(outcome, by_id)), *_facts(outcome)]
+  facts.append(('language models', escape(spent(outcome.spend))))
+  parts = [f'<p class="prose">{escape(proposal.motivation)}</p>', pairs(facts)]
+  parts += [_attempts(outcome), _findings(outcome), _replicas(outcome)]
   if isinstance(outcome, Entry) and outcome.analysis is not None:
-    for field in dataclasses.fields(outcome.analysis):
-      value = getattr(outcome.analysis, field.name)
-      text = value if isinstance(value, str) else '\n'.join(value)
-      parts.append(f'<h3>{field.name.capitalize()}</h3><p class="prose">{escape(text)}</p>' if text else '')
+    sections = {name: getattr(outcome.analysis, name) for name in SECTIONS}
+    for name, text in {**sections, 'lessons': '\n'.join(outcome.analysis.lessons)}.items():
+      parts.append(f'<h3>{name.capitalize()}</h3><p class="prose">{escape(text)}</p>' if text else '')
   if parent is not None:
     parts.append(folded(f'What changed from #{parent.id}', diff(outcome, parent)))
   parts.append(folded('Source', source(proposal.source, colored=colored)))
@@ -94,10 +98,11 @@ def _facts(outcome: Outcome) -> list[tuple[str, str]]:
     facts.append(('improvement', f'{interval(outcome.evidence)} bits per byte {over}'))
   facts.append(('fitness', fitness_terms(outcome)))
   if outcome.judgement:
-    marks = ', '.join(
+    counted = ', '.join(
       f'{name} {getattr(outcome.judgement, name):.3g}' for name in ('performance', 'innovation', 'complexity')
     )
-    facts.append(('judged', escape(f'{outcome.judgement.score:.2f} of 10 ({marks}): {outcome.judgement.reason}')))
+    facts.append(('judged', escape(f'{outcome.judgement.score:.2f} of 10 ({counted}): {outcome.judgement.reason}')))
+    facts.append(('marks as given', escape(marks(outcome.judgement))))
   scores = (f'{score.task} {score.value:.4f} ± {score.stderr:.4f} (n = {score.n})' for score in outcome.scores)
   facts.append(('tasks', escape(', '.join(scores))))
   size = (
@@ -113,7 +118,32 @@ def _facts(outcome: Outcome) -> list[tuple[str, str]]:
     escape(training.stopped),
   )
   facts.append(('training', '; '.join(course)))
+  facts.append(('analysis by', escape(analysed_by(outcome))))
+  if outcome.analysis:
+    facts.append(('papers found', escape(', '.join(outcome.analysis.retrieved))))
   return facts
+
+
+def _ideas(outcome: Outcome, by_id: Mapping[int, Outcome]) -> str:
+  """Returns the ideas with their origins; one from an outcome leads to it."""
+  items = []
+  for origin in outcome.proposal.origins:
+    known = by_id.get(int(origin.reference)) if origin.kind == 'analysis' and origin.reference.isdecimal() else None
+    if known is None:
+      items.append(f'<li>{escape(idea(origin))}</li>')
+    else:
+      items.append(f'<li>{escape(origin.component)} (analysis #{known.id} {link(known)})</li>')
+  return f'<ul class="findings">{"".join(items)}</ul>' if items else ''
+
+
+def _attempts(outcome: Outcome) -> str:
+  """Returns the versions of the proposal that failed before this one, and at what."""
+  if not outcome.earlier:
+    return ''
+  items = ''.join(
+    f'<li><strong>{escape(attempt.stage)}</strong>: {escape(attempt.reason)}</li>' for attempt in outcome.earlier
+  )
+  return folded(f'Earlier attempts: {len(outcome.earlier)}', f'<ul class="findings">{items}</ul>')
 
 
 def _findings(outcome: Outcome) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +34,8 @@ from asiarch_jax.report.drawing import (
   label,
   style,
 )
-from asiarch_jax.report.text import ranked, verdict
+from asiarch_jax.report.series import verdict
+from asiarch_jax.report.text import ranked
 
 
 def progress(outcomes: Sequence[Outcome], baseline: str, pool: int, band: float | None) -> Drawing:
@@ -86,41 +88,107 @@ def progress(outcomes: Sequence[Outcome], baseline: str, pool: int, band: float 
   )
 
 
-def discoveries(outcomes: Sequence[Outcome], baseline: str) -> Drawing:
-  """Returns the cumulative count of candidates better than the baseline against accelerator-seconds."""
-  counts = series.discoveries(outcomes)
-  with style():
-    figure = Figure(figsize=(HALF, 3.6), layout='constrained')
-    axes = figure.subplots()
-    axes.set_title(f'Candidates better than {label(baseline)}, cumulative')
-    if counts.seconds[-1] <= 0:
-      _nothing(axes, 'no accelerator time spent yet')
-    else:
-      unit, name = _time_unit(counts.seconds[-1])
-      x = np.array(counts.seconds) / unit
-      axes.step(x, counts.estimated, where='post', color=VIOLET, linewidth=1.4, linestyle=(0, (4, 1.5)))
-      axes.step(x, counts.shown, where='post', color=BLUE, linewidth=1.8)
-      axes.step(x, counts.chance, where='post', color=MUTED, linewidth=1.0, linestyle=(0, (1, 1.5)))
-      axes.set_ylim(0, max(*counts.estimated, *counts.shown, 1) * 1.1)
-      axes.set_xlim(0, 1.01 * x[-1])
-      axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-      ends = [
-        (counts.estimated[-1], f'{counts.estimated[-1]} by point estimate', VIOLET),
-        (counts.shown[-1], f'{counts.shown[-1]} shown', BLUE),
-        (counts.chance[-1], f'{counts.chance[-1]:.1f} by chance', MUTED),
-      ]
-      _end_labels(axes, x[-1], ends)
-      axes.set_xlabel(f'accelerator-{name}')
-  return Drawing(
+@dataclasses.dataclass(frozen=True)
+class Compute:
+  """A kind of compute that discoveries are drawn against: the fields of `series.Discoveries` and the figure's words."""
+
+  name: str
+  title: str
+  spent: str
+  units: tuple[tuple[float, str], ...]  # size and name, the smallest first; the largest that is spent twice is used
+  nothing: str
+
+
+COMPUTE = {
+  'seconds': Compute(
     'discoveries',
     'Discoveries against compute',
+    'Compute includes rejected proposals and baselines.',
+    ((1.0, 'accelerator-seconds'), (3600.0, 'accelerator-hours')),
+    'no accelerator time spent yet',
+  ),
+  'tokens': Compute(
+    'discoveries_by_tokens',
+    'Discoveries against tokens',
+    'The same against the tokens of language models in every role, thoughts included. Rejected proposals and baselines '
+    'count too.',
+    ((1.0, 'tokens'), (1e3, 'thousand tokens'), (1e6, 'million tokens'), (1e9, 'billion tokens')),
+    'no token spent yet',
+  ),
+  'dollars': Compute(
+    'discoveries_by_dollars',
+    'Discoveries against dollars',
+    'The same against what language models cost by the prices in the settings; a model without a price counts as free.',
+    ((1.0, 'dollars for language models'),),
+    'no dollar spent yet',
+  ),
+}
+
+
+def discoveries(
+  outcomes: Sequence[Outcome], baseline: str, against: str = 'seconds', *, band: float | None = None, best: bool = False
+) -> Drawing:
+  """Returns the cumulative count of candidates better than the baseline against a kind of COMPUTE.
+
+  `best` adds the best improvement so far, over the `band` of copies of the baseline.
+  """
+  counts, compute = series.discoveries(outcomes), COMPUTE[against]
+  spent: np.ndarray = np.array(getattr(counts, against))
+  unit, name = next(row for row in reversed(compute.units) if spent[-1] >= 2 * row[0] or row is compute.units[0])
+  with style():
+    figure = Figure(figsize=(HALF, 4.5 if best else 3.6), layout='constrained')
+    upper, *lower = figure.subplots(2 if best else 1, 1, sharex=True, squeeze=False)[:, 0]
+    upper.set_title(f'Candidates better than {label(baseline)}, cumulative')
+    if spent[-1] > 0:
+      _counts(upper, spent / unit, counts)
+      (lower or [upper])[0].set_xlabel(name)
+    else:
+      _nothing(upper, compute.nothing)
+    for axes in lower:
+      axes.set_title('Best improvement so far, bits per byte')
+      _best_so_far(axes, spent / unit, np.array(counts.best), band)
+  read = (
     'Solid: candidates whose 95 % interval lies wholly above zero. Dashed: those whose point estimate does. Dotted: '
     'how many of the former chance alone would give (2.5 % of those measured) if none differed from the baseline. '
-    'Compute includes rejected proposals and baselines.',
+  )
+  if best:
+    read += 'Below, the best point estimate until then: of many noisy numbers the best looks better than it is. '
+  return Drawing(
+    compute.name,
+    compute.title,
+    (read if against == 'seconds' else '') + compute.spent,
     f'{counts.shown[-1]} candidates shown better and {counts.estimated[-1]} better by point estimate after '
-    f'{counts.seconds[-1]:.0f} accelerator-seconds.',
+    f'{spent[-1] / unit:.4g} {name}.',
     figure,
   )
+
+
+def _counts(axes: Axes, x: np.ndarray, counts: series.Discoveries) -> None:
+  axes.step(x, counts.estimated, where='post', color=VIOLET, linewidth=1.4, linestyle=(0, (4, 1.5)))
+  axes.step(x, counts.shown, where='post', color=BLUE, linewidth=1.8)
+  axes.step(x, counts.chance, where='post', color=MUTED, linewidth=1.0, linestyle=(0, (1, 1.5)))
+  axes.set_ylim(0, max(*counts.estimated, *counts.shown, 1) * 1.1)
+  axes.set_xlim(0, 1.01 * x[-1])
+  axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+  ends = [
+    (counts.estimated[-1], f'{counts.estimated[-1]} by point estimate', VIOLET),
+    (counts.shown[-1], f'{counts.shown[-1]} shown', BLUE),
+    (counts.chance[-1], f'{counts.chance[-1]:.1f} by chance', MUTED),
+  ]
+  _end_labels(axes, x[-1], ends)
+
+
+def _best_so_far(axes: Axes, x: np.ndarray, best: np.ndarray, band: float | None) -> None:
+  found = best[np.isfinite(best)]
+  if not len(found) or x[-1] <= 0:
+    _nothing(axes, 'nothing measured yet')
+    return
+  _zero(axes, band)
+  low, high = min(-(band or 0.0), float(found.min())), max(band or 0.0, float(found.max()))
+  margin = (high - low) or 1e-4
+  axes.set_ylim(low - 0.06 * margin, high + 0.12 * margin)
+  axes.step(x, best, where='post', color=BLUE, linewidth=1.6)
+  _end_labels(axes, x[-1], [(best[-1], f'{best[-1]:+.4f}', BLUE)])
 
 
 def losses(outcomes: Sequence[Outcome], baseline: str) -> Drawing:
@@ -446,10 +514,6 @@ def _nothing(axes: Axes, text: str) -> None:
   axes.set_yticks([])
   axes.spines[:].set_visible(False)
   axes.text(0.5, 0.5, text, ha='center', va='center', color=MUTED, transform=axes.transAxes)
-
-
-def _time_unit(seconds: float) -> tuple[float, str]:
-  return (1.0, 'seconds') if seconds < 7200 else (3600.0, 'hours')
 
 
 def _end_labels(axes: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> None:

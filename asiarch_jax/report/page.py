@@ -17,9 +17,10 @@ from importlib import resources
 from typing import Any
 
 from asiarch_jax import config
+from asiarch_jax.dialogue import total
 from asiarch_jax.evidence.effects import Effect, effects
 from asiarch_jax.records import Entry, Outcome, Rejection, entries_of
-from asiarch_jax.report import board, details, figures, series
+from asiarch_jax.report import board, details, figures, models, series
 from asiarch_jax.report.drawing import Drawing, png
 from asiarch_jax.report.markup import (
   Column,
@@ -42,7 +43,9 @@ from asiarch_jax.report.markup import (
   table,
   words,
 )
-from asiarch_jax.report.text import learned, ranked, verdict
+from asiarch_jax.report.series import verdict
+from asiarch_jax.report.spending import dollars
+from asiarch_jax.report.text import learned, ranked
 
 EFFECTS = 20  # rows of the effect table
 LESSONS = 12
@@ -79,10 +82,11 @@ def draw(outcomes: Sequence[Outcome], experiment: config.Experiment) -> dict[str
   """Returns every figure of the report by name."""
   baseline = experiment.search.baseline
   band = series.noise_band(outcomes, baseline)
+  spent = [kind for kind in ('tokens', 'dollars') if any(getattr(outcome.spend, kind) for outcome in outcomes)]
   drawings = (
     figures.leaderboard(outcomes, baseline, band),
     figures.progress(outcomes, baseline, experiment.search.pool, band),
-    figures.discoveries(outcomes, baseline),
+    *(figures.discoveries(outcomes, baseline, against, band=band, best=bool(spent)) for against in ('seconds', *spent)),
     figures.lineage(outcomes, baseline),
     figures.losses(outcomes, baseline),
     figures.failures(outcomes),
@@ -100,7 +104,12 @@ def render(
 ) -> str:
   """Returns the page as text: a pure function of its arguments."""
   baseline = experiment.search.baseline
-  course = figure(drawings['progress']) + figure(drawings['discoveries'])
+  course = ''.join(
+    figure(drawings[name])
+    for name in ('progress', *(compute.name for compute in figures.COMPUTE.values()))
+    if name in drawings
+  )
+  origins = models.origins(outcomes)
   sections = (
     ('leaderboard', 'Leaderboard', board.leaderboard(outcomes, baseline)),
     ('progress', 'Progress', f'<div class="columns">{course}</div>'),
@@ -108,6 +117,7 @@ def render(
     ('losses', 'Loss curves', figure(drawings['losses'], 'whole')),
     ('best', 'The best', _best(outcomes, baseline)),
     ('learned', 'What was learned', _learned(outcomes, effect_rows)),
+    *([('origins', 'Origin of ideas', origins)] if origins else []),
     ('failures', 'Failures', _failures(outcomes, drawings['failures'])),
     ('cost', 'Cost', _cost(outcomes, journal_events)),
     ('outcomes', 'Every outcome', details.every(outcomes)),
@@ -192,13 +202,18 @@ def _tiles(outcomes: Sequence[Outcome]) -> str:
   wall = sum(outcome.timing.wall_seconds for outcome in outcomes)
   accelerator = sum(outcome.timing.accelerator_seconds for outcome in outcomes)
   proposals = len(candidates) + rejected
-  tiles = (
+  tiles = [
     ('Proposals', f'{proposals}', f'{len(candidates)} measured, {rejected} rejected'),
     ('Shown better', f'{shown}', f'of {len(candidates)} measured'),
     ('Best improvement', signed(gain) if gain is not None else '–', 'bits per byte, held out'),
     ('Accelerator time', duration(accelerator), 'devices × time they were held'),
     ('Time in workers', duration(wall), f'{duration(wall / len(outcomes))} an outcome' if outcomes else 'none yet'),
-  )
+  ]
+  spend = total(outcome.spend for outcome in outcomes)
+  if spend.calls:
+    tokens, calls = f'{scaled(spend.tokens)} tokens', count(spend.calls, 'call')
+    known = (dollars(spend.dollars), f'{tokens} in {calls}') if spend.dollars else (tokens, f'in {calls}')
+    tiles.append(('Language models', *known))
   cells = (
     f'<div><dt>{name}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>' for name, value, note in tiles
   )
@@ -300,6 +315,7 @@ def _cost(outcomes: Sequence[Outcome], events: Sequence[Mapping[str, Any]]) -> s
     '<p class="note">Time in workers runs from the start to the end of each job; accelerator time is devices times the '
     'seconds they were held; tokens are those of all replicas.</p>'
     + table(columns, rows)
+    + models.spend(outcomes, events)
     + (f'<p class="note">Events in the journal: {journal}.</p>' if journal else '')
   )
 

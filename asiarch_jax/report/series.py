@@ -16,10 +16,12 @@ from asiarch_jax.evidence.pairing import pairs
 from asiarch_jax.records import FAILURES, Entry, Outcome, Rejection, TrainSummary, entries_of
 
 # Where a proposal can end, in the order of the line; everything after the checks ends while the worker trains.
-GATE = ('source', 'novelty', 'duplicate', 'checks')
+GATE = ('reply', 'source', 'novelty', 'duplicate', 'checks', 'repeat')
 MEANINGS = {
   'source': 'its text is outside the contract',
   'novelty': 'too close to what is in the archive',
+  'reply': 'the language model gave no proposal that could be used',
+  'repeat': 'its idea is in the archive already',
   **FAILURES,
 }
 
@@ -36,16 +38,21 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Discoveries:
-  """Counts of candidates after each outcome, against the accelerator-seconds spent until then.
+  """What was found after each outcome, against what was spent until then.
 
-  `shown` counts those whose interval excludes zero, `estimated` those whose point estimate lies above zero, `chance`
-  is what one would expect of `shown` if every candidate measured so far equalled the baseline.
+  Spent are accelerator-seconds, and tokens and dollars of language models. `shown` counts the candidates whose interval
+  excludes zero, `estimated` those whose point estimate lies above zero, `chance` is what one would expect of `shown` if
+  every candidate measured so far equalled the baseline. `best` is the best improvement so far in bits per byte, nan
+  before the first.
   """
 
   seconds: tuple[float, ...]
+  tokens: tuple[int, ...]
+  dollars: tuple[float, ...]
   shown: tuple[int, ...]
   estimated: tuple[int, ...]
   chance: tuple[float, ...]
+  best: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +85,20 @@ class Curve:
   mean: np.ndarray
   low: np.ndarray
   high: np.ndarray
+
+
+def verdict(entry: Entry) -> str:
+  """Returns what the interval of an entry's improvement lets one say."""
+  if entry.evidence is None:
+    return 'reference'
+  if entry.evidence.low > 0:
+    return 'better'
+  return 'worse' if entry.evidence.high < 0 else 'not distinguishable'
+
+
+def is_better(outcome: Outcome) -> bool:
+  """Says whether an outcome is an entry that is shown to be better than the baseline."""
+  return isinstance(outcome, Entry) and verdict(outcome) == 'better'
 
 
 def improvement_of(entry: Entry) -> float:
@@ -117,15 +138,19 @@ def progress(outcomes: Iterable[Outcome], pool: int, measure: str) -> Progress:
 
 def discoveries(outcomes: Iterable[Outcome], level: float = 0.95) -> Discoveries:
   """Returns the cumulative counts of candidates better than the baseline, in order of id, beginning at zero."""
-  seconds, shown, estimated, measured = [0.0], [0], [0], [0]
+  seconds, tokens, dollars, best = [0.0], [0], [0.0], [math.nan]
+  shown, estimated, measured = [0], [0], [0]
   for outcome in sorted(outcomes, key=lambda outcome: outcome.id):
     evidence = outcome.evidence if isinstance(outcome, Entry) and outcome.role == 'candidate' else None
     seconds.append(seconds[-1] + outcome.timing.accelerator_seconds)
+    tokens.append(tokens[-1] + outcome.spend.tokens)
+    dollars.append(dollars[-1] + outcome.spend.dollars)
+    best.append(float(np.fmax(best[-1], evidence.improvement)) if evidence else best[-1])
     shown.append(shown[-1] + (evidence is not None and evidence.low > 0))
     estimated.append(estimated[-1] + (evidence is not None and evidence.improvement > 0))
     measured.append(measured[-1] + (evidence is not None))
   chance = tuple(count * (1 - level) / 2 for count in measured)
-  return Discoveries(tuple(seconds), tuple(shown), tuple(estimated), chance)
+  return Discoveries(tuple(seconds), tuple(tokens), tuple(dollars), tuple(shown), tuple(estimated), chance, tuple(best))
 
 
 def stages(outcomes: Iterable[Outcome]) -> tuple[Stage, ...]:

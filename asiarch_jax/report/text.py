@@ -1,26 +1,47 @@
 """The archive in words: leaderboard, tree, one outcome, what was learned. Pure functions from outcomes to renderables.
 
-Everything that a proposal wrote (name, motivation, source) is shown as plain text, never interpreted as markup.
+Everything that a proposal or a model wrote (name, motivation, source, reasons) is shown as plain text: never as markup,
+and without the characters that steer a terminal.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Group, OverflowMethod, RenderableType
 from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from asiarch_jax.records import Entry, Outcome, Rejection, entries_of, to_json
+from asiarch_jax.config import JUDGE_WEIGHTS
+from asiarch_jax.dialogue import total as sum_of
+from asiarch_jax.records import Entry, Judgement, Outcome, Rejection, entries_of, to_json
+from asiarch_jax.report.origins import idea
+from asiarch_jax.report.series import verdict
+from asiarch_jax.report.spending import amount, spent
+
+
+def visible(text: str) -> str:
+  """Returns text that a terminal shows and does not obey: no control character but line ends and tabs.
+
+  >>> visible('red \\x1b[31m')
+  'red �[31m'
+  """
+  return re.sub(r'[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]', '\ufffd', text)
+
+
+def plain(text: str, style: str = '', overflow: OverflowMethod | None = None) -> Text:
+  """Returns a text of any origin, ready to print."""
+  return Text(visible(text), style=style, overflow=overflow)
 
 
 def test_bits(entry: Entry) -> float:
@@ -32,15 +53,6 @@ def test_bits(entry: Entry) -> float:
 def ranked(outcomes: Sequence[Outcome]) -> list[Entry]:
   """Returns the entries by test bits per byte, best first."""
   return sorted(entries_of(outcomes), key=lambda entry: (np.isnan(test_bits(entry)), test_bits(entry), entry.id))
-
-
-def verdict(entry: Entry) -> str:
-  """Returns what the interval of an entry's improvement lets one say."""
-  if entry.evidence is None:
-    return 'reference'
-  if entry.evidence.low > 0:
-    return 'better'
-  return 'worse' if entry.evidence.high < 0 else 'not distinguishable'
 
 
 def leaderboard(outcomes: Sequence[Outcome], limit: int = 20) -> RenderableType:
@@ -64,11 +76,11 @@ def leaderboard(outcomes: Sequence[Outcome], limit: int = 20) -> RenderableType:
     label = entry.proposal.name if entry.role == 'candidate' else f'{entry.proposal.name} ({entry.role})'
     table.add_row(
       str(entry.id),
-      Text(label, overflow='ellipsis'),
+      plain(label, overflow='ellipsis'),
       f'{test_bits(entry):.4f}',
       f'{evidence.improvement:+.4f}' if evidence else '',
       f'{evidence.low:+.4f} .. {evidence.high:+.4f}' if evidence else '',
-      Text(said, style={'better': 'green', 'worse': 'red'}.get(said, 'dim')),
+      plain(said, style={'better': 'green', 'worse': 'red'}.get(said, 'dim')),
       f'{entry.fitness.total:.3f}' if entry.fitness else '',
       f'{entry.training.parameters:,}',
       f'{entry.training.flops_per_token:,.0f}',
@@ -81,9 +93,9 @@ def tree(outcomes: Sequence[Outcome]) -> RenderableType:
   root = Tree('archive')
   nodes: dict[int, Tree] = {}
   for outcome in sorted(outcomes, key=lambda outcome: outcome.id):
-    label = Text(f'#{outcome.id} {outcome.proposal.name}')
+    label = plain(f'#{outcome.id} {outcome.proposal.name}')
     if isinstance(outcome, Rejection):
-      label.append(f'  {outcome.stage}', style='dim')
+      label.append(f'  {visible(outcome.stage)}', style='dim')
     elif outcome.evidence is not None:
       said = verdict(outcome)
       style = {'better': 'green', 'worse': 'red'}.get(said, '')
@@ -98,33 +110,43 @@ def outcome_page(outcome: Outcome, outcomes: Sequence[Outcome], *, source: bool 
   by_id = {other.id: other for other in outcomes}
   proposal = outcome.proposal
   parts: list[RenderableType] = [
-    Text(f'#{outcome.id} {proposal.name}', style='bold'),
-    Text(f'{type(outcome).__name__.lower()} · {proposal.author} · {proposal.operator}', style='dim'),
+    plain(f'#{outcome.id} {proposal.name}', style='bold'),
+    plain(f'{type(outcome).__name__.lower()} · {proposal.author} · {proposal.operator}', style='dim'),
   ]
   if proposal.parent_id is not None:
     borrowed = ', '.join(f'#{other}' for other in proposal.reference_ids) or 'nothing'
     parent = by_id.get(proposal.parent_id)
-    parts.append(Text(f'child of #{proposal.parent_id} {parent.proposal.name if parent else ""}; saw {borrowed}'))
-  parts.append(Panel(Text(proposal.motivation), title='motivation', title_align='left'))
+    parts.append(plain(f'child of #{proposal.parent_id} {parent.proposal.name if parent else ""}; saw {borrowed}'))
+  parts.append(Panel(plain(proposal.motivation), title='motivation', title_align='left'))
+  parts += [plain(f'idea: {idea(origin)}') for origin in proposal.origins]
+  parts += [plain(f'earlier attempt, {attempt.stage}: {attempt.reason}', 'dim') for attempt in outcome.earlier]
   if isinstance(outcome, Rejection):
-    parts.append(Text(f'rejected at {outcome.stage}: {outcome.reason}', style='red'))
+    parts.append(plain(f'rejected at {outcome.stage}: {outcome.reason}', style='red'))
   else:
     parts += _measurements(outcome)
   parts += [
-    Text(
+    plain(
       f'{"ok  " if finding.passed else "FAIL"} {finding.check}: {finding.detail}', style='' if finding.passed else 'red'
     )
     for finding in outcome.findings
   ]
   if isinstance(outcome, Entry) and outcome.analysis:
-    for name in ('design', 'results', 'expectation', 'explanation', 'synthesis'):
-      parts.append(Panel(Text(getattr(outcome.analysis, name)), title=name, title_align='left'))
-    parts += [Text(f'lesson: {lesson}') for lesson in outcome.analysis.lessons]
+    analysis = outcome.analysis
+    for name in ('design', 'results', 'expectation', 'explanation', 'synthesis', 'weaknesses'):
+      if section := getattr(analysis, name):
+        parts.append(Panel(plain(section), title=name, title_align='left'))
+    parts += [plain(f'lesson: {lesson}') for lesson in analysis.lessons]
+    if analysis.retrieved:
+      parts.append(plain(f'papers found for it: {", ".join(analysis.retrieved)}'))
+    if analyst := analysed_by(outcome):
+      parts.append(plain(f'analysis by {analyst}'))
+  if spend := spent(outcome.spend):
+    parts.append(plain(f'language models took {spend}'))
   if source:
-    parts.append(Syntax(proposal.source, 'python', background_color='default'))
+    parts.append(Syntax(visible(proposal.source), 'python', background_color='default'))
   if diff:
     parent = by_id.get(proposal.parent_id) if proposal.parent_id is not None else None
-    parts.append(Syntax(source_diff(outcome, parent), 'diff', background_color='default'))
+    parts.append(Syntax(visible(source_diff(outcome, parent)), 'diff', background_color='default'))
   return Group(*parts)
 
 
@@ -140,6 +162,21 @@ def source_diff(outcome: Outcome, parent: Outcome | None) -> str:
       f'#{outcome.id} {outcome.proposal.name}',
     )
   )
+
+
+def marks(judgement: Judgement) -> str:
+  """Returns a model's own marks, before they were calibrated, and the score of each call; '' for measured marks."""
+  given = ', '.join(f'{name} {mark:g}' for name, mark in zip(JUDGE_WEIGHTS, judgement.raw, strict=False))
+  calls = ', '.join(f'{score:.2f}' for score in judgement.calls)
+  return '; '.join(part for part in (given, f'score of each call {calls}' if calls else '') if part)
+
+
+def analysed_by(entry: Entry) -> str:
+  """Returns who wrote the analysis where a language model could have: its name, or that it is from measurements."""
+  author = entry.analysis.author if entry.analysis else 'measured'
+  if author == 'measured':
+    return 'the measurements alone' if entry.analysis and entry.spend.calls else ''
+  return author
 
 
 def _measurements(entry: Entry) -> list[RenderableType]:
@@ -171,11 +208,12 @@ def _measurements(entry: Entry) -> list[RenderableType]:
     lines.append(f'fitness {entry.fitness.total:.3f} ({terms})')
   if entry.judgement:
     lines.append(f'judged {entry.judgement.score:.2f}/10: {entry.judgement.reason}')
+    lines += [f'marks as the model gave them: {given}'] if (given := marks(entry.judgement)) else []
   lines.append(
     f'{training.parameters:,} parameters (feed-forward {training.mlp_width}), {training.flops_per_token:,.0f} '
     f'FLOPs/token, {training.state_bytes:,} state bytes, {training.tokens_per_second:,.0f} tokens/s'
   )
-  return [table, *(Text(line) for line in lines)]
+  return [table, *(plain(line) for line in lines)]
 
 
 def summary(outcomes: Sequence[Outcome], baseline: str) -> RenderableType:
@@ -191,11 +229,19 @@ def summary(outcomes: Sequence[Outcome], baseline: str) -> RenderableType:
     f'{len(shown)} of {len(entries)} better than {baseline} with an interval that excludes zero '
     '(each interval by itself; the best of many looks better than it is).',
   ]
+  whole = sum_of(outcome.spend for outcome in outcomes)
+  if said := spent(whole):
+    each = ', '.join(
+      f'{amount(whole, number)} for each {what}'
+      for number, what in ((len(entries), 'measured'), (len(shown), 'better'))
+      if number
+    )
+    lines.append(f'Language models took {said}' + (f': {each}.' if each else '.'))
   lessons = learned(outcomes)
-  parts: list[RenderableType] = [Text(line) for line in lines]
+  parts: list[RenderableType] = [plain(line) for line in lines]
   if lessons:
-    parts.append(Text('\nWhat was learned', style='bold'))
-    parts += [Text(f'  {lesson}') for lesson in lessons]
+    parts.append(plain('\nWhat was learned', style='bold'))
+    parts += [plain(f'  {lesson}') for lesson in lessons]
   return Group(*parts)
 
 
@@ -220,7 +266,7 @@ def as_json(outcomes: Sequence[Outcome]) -> list[dict]:
 def trace(exchanges: Sequence[Mapping[str, Any]]) -> RenderableType:
   """Returns every exchange with a language model behind an outcome, in order: who asked what, the answer, its cost."""
   if not exchanges:
-    return Text('no language model was asked for it', style='dim')
+    return plain('no language model was asked for it', style='dim')
   parts: list[RenderableType] = []
   for number, call in enumerate(exchanges, 1):
     usage = call['usage']
@@ -231,20 +277,20 @@ def trace(exchanges: Sequence[Mapping[str, Any]]) -> RenderableType:
     )
     answer = f'{call["fault"]}: {call["detail"]}' if call['fault'] else call['reply']
     parts += [
-      Text(head, style='bold'),
-      Panel(Text(call['system']), title='system', title_align='left', style='dim'),
-      Panel(Text(call['prompt']), title='prompt', title_align='left'),
-      Panel(Text(_laid_out(answer)), title='fault' if call['fault'] else 'reply', title_align='left'),
+      plain(head, style='bold'),
+      Panel(plain(call['system']), title='system', title_align='left', style='dim'),
+      Panel(plain(call['prompt']), title='prompt', title_align='left'),
+      Panel(plain(_laid_out(answer)), title='fault' if call['fault'] else 'reply', title_align='left'),
     ]
   total = sum(call['dollars'] for call in exchanges)
-  return Group(*parts, Text(f'{len(exchanges)} calls, ${total:.4f}'))
+  return Group(*parts, plain(f'{len(exchanges)} calls, ${total:.4f}'))
 
 
 def _laid_out(reply: str) -> str:
   """Returns a JSON reply one field a paragraph, with its line breaks as such; any other text as it is."""
   try:
     fields = json.loads(reply)
-  except ValueError:
+  except (ValueError, RecursionError):
     return reply
   if not isinstance(fields, dict):
     return reply

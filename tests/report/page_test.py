@@ -172,6 +172,99 @@ def test_text_from_proposals_never_becomes_markup(tmp_path):
   assert '<script>alert(1)</script>' in shown and '${title}' in shown and '数学 🙂' in shown
 
 
+def hostile_search():
+  """Returns an archive and a journal in which every text that a model can write is HOSTILE."""
+  origins = tuple(records.Origin(HOSTILE, kind, HOSTILE) for kind in ('cognition', 'analysis', 'original'))
+  proposal = samples.proposal(HOSTILE, author=HOSTILE, operator=HOSTILE, motivation=HOSTILE, origins=origins)
+  earlier = (records.Attempt(proposal, HOSTILE, HOSTILE),)
+  analysis = dataclasses.replace(samples.analysis(HOSTILE), weaknesses=HOSTILE, retrieved=(HOSTILE,), author=HOSTILE)
+  told = {'proposal': proposal, 'spend': records.Spend(2, 300, 0.1, 4.0), 'earlier': earlier}
+  judged = dataclasses.replace(samples.judgement(reason=HOSTILE), raw=(1.0, 2.0, 3.0), calls=(4.0,))
+  entry = dataclasses.replace(samples.entry(3, 0.1), analysis=analysis, judgement=judged, **told)
+  rejection = dataclasses.replace(samples.rejection(4, HOSTILE, HOSTILE), **told)
+  events = [
+    samples.call(HOSTILE, model=HOSTILE, fault=HOSTILE),
+    {'event': 'sampled', 'cycle': 3, 'chosen': HOSTILE, 'samples': [{'name': HOSTILE, 'rank': 1.0, 'loss': None}]},
+    *({'event': event, 'cycle': 3, 'name': HOSTILE, 'reason': HOSTILE} for event in ('repeated', 'repaired')),
+  ]
+  return (*samples.baselines(), entry, rejection), events
+
+
+def test_text_from_models_never_becomes_markup(tmp_path):
+  outcomes, events = hostile_search()
+  text, reader = written(outcomes, tmp_path, journal_events=events)
+  assert len(reader.named('script')) == 1 and not reader.named('img')
+  assert not any(name.startswith('on') for _, attributes in reader.elements for name in attributes)
+  # each new text is there as text: an idea of each kind, attempts, weaknesses, papers, author; the paper; the call
+  shown = ''.join(reader.text)
+  for before in (*(f'({kind}' for kind in ('cognition ', 'analysis #', 'original ')), 'Weaknesses', 'papers found'):
+    assert f'{before}<script>alert(1)</script>' in shown, before
+  for before in ('analysis by', 'Earlier attempts: 1'):
+    assert f'{before}<script>alert(1)</script>' in shown, before
+  assert shown.count('1 <script>alert(1)</script>') == 2, 'the fault, in its row and in the sum'
+  assert text.count('&lt;script&gt;') > 40
+
+
+def test_a_search_without_models_says_nothing_of_them(forty, tmp_path):
+  outcomes, _, _, reader = forty
+  shown = ''.join(reader.text)
+  for word in ('Language models', 'Origin of ideas', 'Papers', 'Weaknesses', 'analysis by', 'marks as given', 'ideas'):
+    assert word not in shown, word
+  events = [{'event': 'repaired', 'cycle': 3, 'name': 'a', 'reason': 'b'}]  # an offline researcher mends too
+  text, _ = written(outcomes, tmp_path, journal_events=events)
+  assert not any(said in text for said in ('Language models', 'Before training', 'Best improvement so far'))
+
+
+@pytest.fixture(scope='module')
+def thought(tmp_path_factory):
+  outcomes = samples.model_archive(40, seed=2)
+  folder = tmp_path_factory.mktemp('thought')
+  return outcomes, folder, *written(outcomes, folder, journal_events=samples.model_journal(outcomes))
+
+
+def test_a_search_with_models_shows_origins_spend_and_discoveries_against_each(thought):
+  outcomes, folder, text, reader = thought
+  drawn = {'discoveries_by_tokens.png', 'discoveries_by_dollars.png'}
+  assert {path.name for path in folder.iterdir()} == PICTURES | drawn | {'index.html'}
+  assert len(reader.named('h2')) == 11 and 'origins' in {attributes['id'] for attributes in reader.named('h2')}
+  shown = ' '.join(''.join(reader.text).split())
+  calls, tokens = (sum(getattr(outcome.spend, name) for outcome in outcomes) for name in ('calls', 'tokens'))
+  assert f'{markup.scaled(tokens)} tokens in {calls} calls' in shown
+  assert 'Before training: in 21 cycles the best of several was trained, out of 63 proposals; ' in shown
+  assert 'Best improvement so far' in text
+  targets = {attributes['id'] for _, attributes in reader.elements if 'id' in attributes}
+  assert all(attributes['href'][1:] in targets for attributes in reader.named('a'))
+
+
+def test_models_without_a_price_cost_tokens_and_no_dollars(tmp_path):
+  outcomes = [
+    dataclasses.replace(outcome, spend=dataclasses.replace(outcome.spend, dollars=0.0))
+    for outcome in samples.model_archive(8)
+  ]
+  calls = [{**event, 'dollars': 0.0} for event in samples.model_journal(outcomes) if event['event'] == 'call']
+  _, reader = written(outcomes, tmp_path, journal_events=calls)
+  assert {path.name for path in tmp_path.iterdir()} == PICTURES | {'discoveries_by_tokens.png', 'index.html'}
+  assert '$' not in ''.join(reader.text)
+
+
+def test_calls_of_a_cycle_that_was_cut_off_are_counted_and_said(tmp_path):
+  outcomes = samples.model_archive(6)
+  events = samples.model_journal(outcomes)
+  for added, said in ((0, ''), (1, 'The journal has 1 call more'), (3, 'The journal has 3 calls more')):
+    _, reader = written(outcomes, tmp_path, journal_events=events + [samples.call(cycle=99)] * added)
+    found = re.search(r'The journal has \d+ calls? more', ''.join(reader.text))
+    assert (found.group() if found else '') == said
+  written((), tmp_path, journal_events=[samples.call()])  # stopped in its first cycle
+
+
+def test_any_archive_of_models_has_a_report_without_a_warning(tmp_path, recwarn):
+  for name, outcomes in ARCHIVES.items():
+    rng = samples.np.random.default_rng(3)
+    told = [samples.thought_of(outcome, rng) for outcome in outcomes]
+    written(told, tmp_path / name, journal_events=samples.model_journal(told))
+  assert not [str(warning.message) for warning in recwarn if 'layout' in str(warning.message)]
+
+
 def test_svg_in_the_page_is_well_formed(forty):
   _, _, text, _ = forty
   drawings = re.findall(r'<svg role="img".*?</svg>', text, flags=re.S)
@@ -312,9 +405,10 @@ addEventListener('load', () => {
 
 
 @pytest.mark.skipif(BROWSER is None, reason='needs chromium to run the page')
+@pytest.mark.parametrize('search', ['forty', 'thought'])
 @pytest.mark.parametrize('width', [390, 1400])
-def test_the_page_sorts_searches_unfolds_and_fits_in_a_browser(forty, tmp_path, width):
-  _, _, text, _ = forty
+def test_the_page_sorts_searches_unfolds_and_fits_in_a_browser(request, search, tmp_path, width):
+  _, _, text, _ = request.getfixturevalue(search)
   (tmp_path / 'page.html').write_text(text.replace('</body>', f'{ACTIONS}</body>'), 'utf-8')
   with tempfile.TemporaryDirectory() as profile:
     done = subprocess.run(

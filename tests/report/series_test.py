@@ -52,6 +52,35 @@ def test_discoveries_count_intervals_points_and_chance_against_all_compute():
   assert counts.shown == (0, 0, 1, 1, 1, 1)
   assert counts.estimated == (0, 0, 1, 1, 2, 2)
   assert counts.chance == pytest.approx((0, 0, 0.025, 0.025, 0.05, 0.075))
+  assert counts.best[2:] == (0.02, 0.02, 0.02, 0.02) and all(map(math.isnan, counts.best[:2]))
+  assert counts.tokens == (0,) * 6 and counts.dollars == (0,) * 6
+
+
+def test_what_is_spent_adds_up_and_nothing_found_is_lost():
+  outcomes = samples.model_archive(30)
+  counts = series.discoveries(outcomes)
+  for field, spends in (
+    ('tokens', [o.spend.tokens for o in outcomes]),
+    ('dollars', [o.spend.dollars for o in outcomes]),
+  ):
+    assert getattr(counts, field) == pytest.approx((0, *itertools.accumulate(spends)))
+  for rising in (counts.tokens, counts.shown, counts.best):
+    assert not any(after < before for before, after in itertools.pairwise(rising))
+  candidates = [entry for entry in records.entries_of(outcomes) if entry.role == 'candidate']
+  assert counts.best[-1] == max(entry.evidence.improvement for entry in candidates)
+  assert counts.shown[-1] == sum(map(series.is_better, candidates)) < sum(map(series.is_better, outcomes))
+
+
+def test_an_improvement_that_is_no_number_is_not_the_best():
+  found = [with_evidence(samples.entry(key), value, -1, 1) for key, value in ((3, math.nan), (4, 0.01), (5, math.nan))]
+  assert series.discoveries(found).best[2:] == (0.01, 0.01)
+
+
+def test_a_model_without_a_reply_ends_first_and_a_repeated_idea_after_the_checks():
+  stages = ('repeat', 'checks', 'reply', 'error')
+  found = series.stages([samples.rejection(key, stage) for key, stage in enumerate(stages)])
+  assert [(stage.name, stage.reached) for stage in found] == [('reply', 4), ('checks', 3), ('repeat', 2), ('error', 1)]
+  assert all(stage.meaning for stage in found)
 
 
 def test_a_stage_is_divided_by_the_proposals_that_reached_it():

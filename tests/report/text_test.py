@@ -1,0 +1,86 @@
+import dataclasses
+import io
+
+import pytest
+from rich.console import Console
+
+from asiarch_jax import records
+from asiarch_jax.report import text
+from tests import samples
+
+STEERING = '[red]no markup[/red] \x1b]0;title\x07 \x1b[2J\x9b31m\x08 end'
+
+
+def printed(renderable):
+  """Returns what a terminal is sent, colours left out."""
+  stream = io.StringIO()
+  Console(file=stream, width=200, color_system=None).print(renderable)
+  return stream.getvalue()
+
+
+def by_models(**changes):
+  return dataclasses.replace(samples.thought_of(samples.entry(5), samples.np.random.default_rng(1)), **changes)
+
+
+def test_an_outcome_says_what_models_had_to_do_with_it():
+  earlier = (records.Attempt(samples.proposal('first'), 'checks', 'it sees the future'),)
+  entry = by_models(earlier=earlier, spend=records.Spend(3, 12_000, 0.05, 9.0))
+  shown = printed(text.outcome_page(entry, [entry]))
+  assert 'gemini-x · fresh' in shown
+  for origin in entry.proposal.origins:
+    assert f'idea: {origin.component} ({origin.kind}' in shown and origin.reference in shown
+  assert 'earlier attempt, checks: it sees the future' in shown
+  assert 'marks as the model gave them: performance 7, innovation 6, complexity 6.5; score of each call 6.40' in shown
+  assert entry.analysis.weaknesses in shown and 'analysis by gemini-x-001' in shown
+  assert f'papers found for it: {", ".join(entry.analysis.retrieved)}' in shown
+  assert 'language models took 3 calls, 12,000 tokens, $0.0500, 9.0 s' in shown
+
+
+def test_a_rejection_says_it_too():
+  rejection = samples.thought_of(samples.rejection(5), samples.np.random.default_rng(1))
+  shown = printed(text.outcome_page(rejection, [rejection]))
+  assert 'idea: ' in shown and 'language models took ' in shown
+
+
+def test_an_outcome_without_models_says_nothing_of_them():
+  for outcome in (samples.entry(5), samples.rejection(6)):
+    shown = printed(text.outcome_page(outcome, [outcome]))
+    for word in ('idea:', 'earlier attempt', 'language models', 'analysis by', 'weaknesses', 'papers', 'marks as'):
+      assert word not in shown, word
+
+
+def test_an_analysis_that_fell_back_on_measurements_is_told_from_a_models():
+  entry = by_models(analysis=samples.analysis())
+  assert text.analysed_by(entry) == 'the measurements alone'
+  assert text.analysed_by(samples.entry(5)) == '' == text.analysed_by(samples.entry(5, analysed=False))
+
+
+def test_the_summary_says_what_models_cost_for_each_find():
+  outcomes = samples.model_archive(20)
+  shown = printed(text.summary(outcomes, 'delta_net'))
+  assert 'Language models took ' in shown and ' for each measured, ' in shown and ' for each better.' in shown
+  assert 'Language models' not in printed(text.summary(samples.archive(20), 'delta_net'))
+
+
+@pytest.mark.parametrize('kind', ['entry', 'rejection'])
+def test_text_from_models_neither_is_markup_nor_steers_the_terminal(kind):
+  origins = (records.Origin(STEERING, 'cognition', STEERING),)
+  proposal = samples.proposal(STEERING, motivation=STEERING, author=STEERING, source=STEERING, origins=origins)
+  told = {'proposal': proposal, 'earlier': (records.Attempt(proposal, STEERING, STEERING),)}
+  outcome = samples.rejection(5, STEERING, STEERING)
+  if kind == 'entry':
+    analysis = records.Analysis(*[STEERING] * 5, (STEERING,), STEERING, (STEERING,), STEERING)
+    told |= {'analysis': analysis, 'judgement': samples.judgement(reason=STEERING)}
+    outcome = samples.entry(5)
+  outcome = dataclasses.replace(outcome, **told)
+  usage = dict.fromkeys(('prompt', 'cached', 'thoughts', 'reply'), 1)
+  call = dict.fromkeys(('role', 'model', 'reply', 'system', 'prompt'), STEERING)
+  call |= {'usage': usage, 'dollars': 0.1, 'seconds': 1.0, 'attempts': 1, 'fault': '', 'detail': ''}
+  views = (
+    text.outcome_page(outcome, [outcome], source=True, diff=True),
+    text.tree([outcome]), text.leaderboard([outcome]), text.summary([outcome], 'delta_net'), text.trace([call]),
+  )  # fmt: skip
+  shown = ''.join(printed(view) for view in views)
+  assert not {'\x1b', '\x07', '\x08', '\x9b'} & set(shown)
+  assert shown.count('[red]no markup[/red]') > 8
+  assert 'no markup\n' in text.visible('no markup\n\tkept')
