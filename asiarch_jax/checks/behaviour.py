@@ -313,7 +313,8 @@ class _Subject:
     shape = (2, self.lengths[-1], self.spec.width)
     x_BTD, weights_BTD = (self.rng.normal(size=shape).astype(np.float32) for _ in range(2))
     with jax.default_matmul_precision('highest'):
-      return jax.jit(jax.grad(self.loss, (0, 1), has_aux=True))(self.moved, x_BTD, weights_BTD)[0]
+      slopes = jax.jit(jax.grad(self.loss, (0, 1), has_aux=True)).lower(self.moved, x_BTD, weights_BTD)
+      return slopes.compile(dict(_options(jax.default_backend())))(self.moved, x_BTD, weights_BTD)[0]
 
   @functools.cached_property
   def answers(self) -> dict[tuple[int, int], np.ndarray]:

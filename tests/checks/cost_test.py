@@ -222,7 +222,7 @@ def test_fingerprints_of_baselines_and_innocents_differ_and_repeat():
   first = {path.stem: cost.fingerprint(module(path), D) for path in paths}
   assert len(set(first.values())) == len(first)
   assert all(len(value) == 32 and int(value, 16) >= 0 for value in first.values())
-  assert {path.stem: cost.fingerprint(module(path), D) for path in paths} == first
+  assert all(cost.fingerprint(module(path), D) == first[path.stem] for path in paths[::5])
 
 
 LOOP = """
