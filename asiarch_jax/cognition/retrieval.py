@@ -108,8 +108,14 @@ def words(text: str) -> list[str]:
   >>> words('Gates saturate, and the gated recurrence forgets')
   ['gate', 'satur', 'gate', 'recurr', 'forget']
   """
+  return list(_words(text))
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _words(text: str) -> tuple[str, ...]:
+  """Returns the words once worked out: every novelty check holds a proposal against all archived motivations."""
   (found,) = bm25s.tokenize([text], stopwords='en', stemmer=_stemmer().stemWords, return_ids=False, show_progress=False)
-  return found
+  return tuple(found)
 
 
 def _stemmer() -> Any:  # a new one each time: it holds the word in hand, and threads must not share it

@@ -269,7 +269,7 @@ class OpenAI:
     text = prompt.text
     response_format: dict[str, Any] = {
       'type': 'json_schema',
-      'json_schema': {'name': prompt.role, 'schema': dict(schema), 'strict': False},
+      'json_schema': {'name': prompt.role, 'schema': _without_longest(schema), 'strict': False},
     }
     if not self._schemas:
       response_format = {'type': 'json_object'}
@@ -291,7 +291,7 @@ class OpenAI:
     """Says whether a refused request would now be written in another way, which the server may take."""
     if (
       request['response_format']['type'] == 'json_schema'
-      and 'response_format' in message
+      and ('response_format' in message or 'grammar' in message)
       and 'invalid schema' not in message.lower()
     ):
       self._schemas = False
@@ -474,6 +474,19 @@ def _openai_refusal(error: Any) -> Refusal:
     wait=asked_by_headers(error),
     lasting=error.status_code == 402 or (error.status_code == 429 and spent),
   )
+
+
+def _without_longest(schema: Any) -> Any:
+  """Returns a schema without the largest lengths of its texts: llama.cpp repeats a rule that often, and refuses.
+
+  Replies are validated where they are read in any case.
+
+  >>> _without_longest({'type': 'string', 'minLength': 3, 'maxLength': 60000})
+  {'type': 'string', 'minLength': 3}
+  """
+  if isinstance(schema, Mapping):
+    return {name: _without_longest(part) for name, part in schema.items() if name != 'maxLength'}
+  return [_without_longest(part) for part in schema] if isinstance(schema, list) else schema
 
 
 def _openai_message(error: Any) -> str:

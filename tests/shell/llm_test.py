@@ -441,6 +441,24 @@ def test_a_server_without_json_schemas_gets_the_schema_in_the_prompt(connect):
   assert server.requests[1].text.startswith(PROMPT.text) and json.dumps(SCHEMA) in server.requests[1].text
 
 
+def test_lengths_that_a_grammar_would_have_to_count_are_not_sent_to_openai_servers(connect):
+  schema = {'type': 'object', 'properties': {'source': {'type': 'string', 'minLength': 3, 'maxLength': 60_000}}}
+  with ModelServer(answers(Answer(json={'source': 'abc'}))) as server:
+    model, _ = connect(server, 'openai')
+    model.complete(PROMPT, schema)
+    sent = server.requests[0].schema['properties']['source']
+  assert sent == {'type': 'string', 'minLength': 3}
+
+
+def test_a_server_whose_grammar_refuses_a_schema_gets_it_in_the_prompt(connect):
+  with ModelServer(
+    answers(Answer(status=400, message='failed to parse grammar'), Answer(json={'name': 'x'}))
+  ) as server:
+    model, _ = connect(server, 'openai')
+    assert model.complete(PROMPT, SCHEMA).text == '{"name": "x"}'
+    assert server.requests[1].body['response_format'] == {'type': 'json_object'}
+
+
 def test_a_schema_that_is_wrong_is_no_reason_to_do_without(connect):
   message = "Invalid schema for response_format 'researcher'"
   with ModelServer(answers(Answer(status=400, message=message))) as server:
