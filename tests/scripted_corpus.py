@@ -141,7 +141,7 @@ CORPUS = (
     'wide_values',
     'checks',
     'wide_values_repaired',
-    says="contract: the mixer raised at line 48: ValueError: Size of label 'v'",
+    says='contract: the mixer raised at line 48 (return jnp.einsum(',
     ideas=(Origin('values wider than keys', 'cognition', '2412.06464#1'),),
   ),
   Scripted('wide_values_repaired', 'sound', ideas=(Origin('values wider than keys', 'cognition', '2412.06464#1'),)),

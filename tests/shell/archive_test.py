@@ -544,6 +544,7 @@ def test_an_append_that_fails_leaves_nothing_and_can_be_repeated(tmp_path):
   assert 'outcome 1 could not be written' in done.stdout
 
 
+@pytest.mark.sweep  # tests/restart_test.py kills a whole search as often
 def test_killed_twenty_times_the_archive_equals_that_of_an_uninterrupted_run(tmp_path):
   """Kills come at random instants: while opening, importing, appending, and writing a segment of the index."""
   kills, count, rng = 20, 120, random.Random(5)
