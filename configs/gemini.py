@@ -1,8 +1,8 @@
 """A search in which Gemini writes, repairs, compares, judges and analyses, on two CPU cores.
 
 Command:  GEMINI_API_KEY=... asiarch search --config=configs/gemini.py --workdir=runs/gemini
-Hardware: 2 CPU cores, 3 GiB; a key of the Gemini API, or --config.llm.project=PROJECT for Vertex AI
-Time:     as long as the model thinks: three cycles are in flight, so about a minute a candidate
+Hardware: 2 CPU cores; a key of the Gemini API, or --config.llm.project=PROJECT for Vertex AI
+Time:     not measured; three cycles are in flight, so that training need not wait for the model
 Cost:     about $0.13 a candidate by the guess that the search prints first; it stops at $5
 Result:   not run against the service itself yet; tests run it against a local server of the same protocol
 """
