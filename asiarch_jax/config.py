@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -53,6 +54,7 @@ class Training:
   steps_per_call: int = 10  # steps in one dispatched lax.scan; losses are logged as their mean
   data_parallel: int = 1  # devices that share one replica's batch; divides batch
   checkpoint_every: int = 0  # steps between saved states to resume from; 0 saves none
+  first_seed: int = 0  # of the replicas; later blocks of seeds add replicas to the same design
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +102,29 @@ class Tasks:
 
 
 @dataclasses.dataclass(frozen=True)
+class ZeroShot:
+  """What `asiarch evaluate` asks an entry through EleutherAI's harness (extra `[eval]`). Nothing breeds on it."""
+
+  tasks: tuple[str, ...] = (  # names that the harness knows; these are the paper's
+    'arc_challenge',
+    'arc_easy',
+    'boolq',
+    'fda',
+    'hellaswag',
+    'lambada_openai',
+    'openbookqa',
+    'piqa',
+    'social_iqa',
+    'squad_completion',
+    'swde',
+    'winogrande',
+    'wikitext',
+  )
+  limit: int = 500  # first items of each task, as the paper explores; 0 takes all
+  max_length: int = 0  # tokens that the model is shown at most, longer text loses its left end; 0: training.length
+
+
+@dataclasses.dataclass(frozen=True)
 class Corpus:
   """Which text."""
 
@@ -121,6 +146,7 @@ class Search:
   parent_ranks: tuple[int, int] = (1, 10)  # a parent is uniform over these
   reference_ranks: tuple[int, int] = (11, 50)  # references are drawn from these
   references: int = 4  # how many
+  parents: str = 'pool'  # pool; baseline: always search.baseline, so nothing is learned; none: independent designs
   in_flight: int = 1  # cycles at a time, so that a slow language model idles no accelerator; 1 is reproducible
 
 
@@ -251,6 +277,45 @@ class Runner:
 
 
 @dataclasses.dataclass(frozen=True)
+class Evidence:
+  """What is measured so that a search can be believed."""
+
+  floor: int = 8  # replicas of search.baseline at least, on every rung: the noise floor, before any candidate
+  placebo: float = 0.05  # chance that a cycle sends a copy of search.baseline through, unlabelled
+
+
+@dataclasses.dataclass(frozen=True)
+class Claims:
+  """How `asiarch claim` confirms an entry: fresh seeds, windows that were never read."""
+
+  replicas: int = 8  # fresh seeds of each side
+  windows: int = 256  # of the vault
+  error: float = 0.05  # chance of any false claim over all claims of a workdir
+  budgets: tuple[float, ...] = (0.5, 1.0, 2.0)  # lengths of the baseline's training for the compute multiplier; or ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rung:
+  """A fidelity above the search: what a worker reads there, and who may climb to it."""
+
+  model: Model = Model()
+  training: Training = Training()
+  evaluation: Evaluation = Evaluation()
+  tasks: Tasks = Tasks()
+  wall_seconds: float = 3600.0  # of one job
+  share: float = 0.25  # of the candidates below that climb at most, where the rungs agree perfectly; more where less
+  false_discoveries: float = 0.2  # expected share of those that climb and are not better
+  audit: int = 1  # candidates that climb by lot, so that the agreement of the rungs is not measured on winners alone
+  rounds: int = 2  # blocks of training.seeds; after each but the last the less promising half gets no more
+
+
+SMALL = Rung(
+  model=Model(width=128, layers=4, heads=4, mlp_width=384, init_stddev=0.08),
+  training=Training(steps=400, length=256, seeds=4, learning_rates=(3e-3, 8e-3)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
   """The whole of a run. Its hash stands in the archive: a workdir holds one experiment."""
 
@@ -262,6 +327,7 @@ class Experiment:
   evaluation: Evaluation = Evaluation()
   checks: Checks = Checks()
   tasks: Tasks = Tasks()
+  zero_shot: ZeroShot = ZeroShot()
   corpus: Corpus = Corpus()
   search: Search = Search()
   fitness: FitnessRule = FitnessRule()
@@ -272,11 +338,18 @@ class Experiment:
   cognition: Cognition = Cognition()
   budget: Budget = Budget()
   runner: Runner = Runner()
+  evidence: Evidence = Evidence()
+  claims: Claims = Claims()
+  ladder: tuple[str, ...] = ('small',)  # the rungs above the search that `asiarch verify` climbs, in this order
+  rungs: Mapping[str, Rung] = dataclasses.field(default_factory=lambda: {'small': SMALL})
 
 
 WORKER_PARTS = ('seed', 'model', 'training', 'monitor', 'evaluation', 'checks', 'tasks')
 # What may differ when a workdir is continued: how far, and with which hands. Everything else decides what is found.
-CONTINUABLE = ('name', 'search.cycles', 'search.in_flight', 'llm', 'budget', 'runner')
+CONTINUABLE = (
+  *('name', 'search.cycles', 'search.in_flight', 'llm', 'budget', 'runner', 'claims', 'ladder', 'rungs'),
+  'zero_shot',
+)
 ROLES = tuple(field.name for field in dataclasses.fields(Llm) if isinstance(field.default, Role))
 JUDGE_WEIGHTS = ('performance', 'innovation', 'complexity')
 
@@ -284,10 +357,20 @@ JUDGE_WEIGHTS = ('performance', 'innovation', 'complexity')
 def as_dict(part: Any) -> dict[str, Any]:
   """Returns a part of the configuration as plain JSON values (tuples become lists)."""
   return {
-    field.name: as_dict(value) if dataclasses.is_dataclass(value) else list(value) if type(value) is tuple else value
-    for field in dataclasses.fields(part)
-    for value in [getattr(part, field.name)]
+    name: as_dict(value) if _is_part(value) else list(value) if type(value) is tuple else value
+    for name, value in _items(part)
   }
+
+
+def _items(part: Any) -> list[tuple[str, Any]]:
+  """Returns the names and values of a part: a dataclass, or a mapping of parts by name."""
+  if isinstance(part, Mapping):
+    return list(part.items())
+  return [(field.name, getattr(part, field.name)) for field in dataclasses.fields(part)]
+
+
+def _is_part(value: Any) -> bool:
+  return dataclasses.is_dataclass(value) or isinstance(value, Mapping)
 
 
 def as_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
@@ -295,11 +378,7 @@ def as_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
 
   def convert(part: Any) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
-      {
-        field.name: convert(value) if dataclasses.is_dataclass(value) else value
-        for field in dataclasses.fields(part)
-        for value in [getattr(part, field.name)]
-      }
+      {name: convert(value) if _is_part(value) else value for name, value in _items(part)}
     )
 
   return convert(experiment)
@@ -328,6 +407,10 @@ def from_dict(values: Any, kind: type = Experiment, path: str = 'config') -> Any
 def _typed(hint: Any, value: Any, path: str) -> Any:
   if dataclasses.is_dataclass(hint):
     return from_dict(value, typing.cast(type, hint), path)
+  if typing.get_origin(hint) is Mapping:
+    if not hasattr(value, 'items'):
+      raise ValueError(f'{path} holds parts by name, not {value!r}')
+    return {name: _typed(typing.get_args(hint)[1], item, f'{path}.{name}') for name, item in value.items()}
   if typing.get_origin(hint) is tuple:
     if not isinstance(value, list | tuple):
       raise ValueError(f'{path} is a list, not {value!r}')
@@ -354,12 +437,8 @@ def flat(part: Any, prefix: str = '') -> dict[str, Any]:
   0.45
   """
   leaves: dict[str, Any] = {}
-  for field in dataclasses.fields(part):
-    value = getattr(part, field.name)
-    if dataclasses.is_dataclass(value):
-      leaves |= flat(value, f'{prefix}{field.name}.')
-    else:
-      leaves[f'{prefix}{field.name}'] = value
+  for name, value in _items(part):
+    leaves |= flat(value, f'{prefix}{name}.') if _is_part(value) else {f'{prefix}{name}': value}
   return leaves
 
 
@@ -367,9 +446,9 @@ def differences(ours: Experiment, theirs: Experiment) -> dict[str, tuple[Any, An
   """Returns the settings that make two experiments different ones, by dotted name, as (ours, theirs)."""
   first, second = flat(ours), flat(theirs)
   apart = {
-    name: (first[name], second[name])
-    for name in first
-    if first[name] != second[name] and not any(f'{name}.'.startswith(f'{free}.') for free in CONTINUABLE)
+    name: (first.get(name), second.get(name))
+    for name in first | second
+    if first.get(name) != second.get(name) and not any(f'{name}.'.startswith(f'{free}.') for free in CONTINUABLE)
   }
   # Models may change under way, but for the judge's: its marks are calibrated on what it gave the baseline.
   judges = (ours.llm.judge.model or ours.llm.model, theirs.llm.judge.model or theirs.llm.model)
@@ -429,6 +508,20 @@ def validate(experiment: Experiment) -> None:
   if abs(weights - 1) > 1e-6:
     raise ValueError(f'the weights of judge sum to {weights:.3f}; make it 1')
   _agents(experiment)
+  _rungs(experiment)
+  if search.parents not in ('pool', 'baseline', 'none'):
+    raise ValueError(f'search.parents = {search.parents!r}; use pool, baseline or none')
+  for name, chance in (('evidence.placebo', experiment.evidence.placebo), ('claims.error', experiment.claims.error)):
+    if chance > 1:
+      raise ValueError(f'{name} = {chance}; it is a chance, at most 1')
+  budgets = experiment.claims.budgets
+  if budgets and (len(set(budgets)) < 3 or 1.0 not in budgets or min(budgets) <= 0):
+    raise ValueError(
+      f'claims.budgets = {budgets}; give three or more different positive ones with 1.0 among them, or none for no '
+      'compute multiplier'
+    )
+  if experiment.claims.replicas < 2:
+    raise ValueError(f'claims.replicas = {experiment.claims.replicas}; a paired test needs at least 2')
   if experiment.runner.kind != 'local':
     raise ValueError(f'runner.kind = {experiment.runner.kind!r}; use local')
   if experiment.runner.jail not in ('auto', 'bubblewrap', 'sandlock', 'none'):
@@ -457,6 +550,52 @@ def _agents(experiment: Experiment) -> None:
     )
 
 
+def at_rung(experiment: Experiment, name: str) -> Experiment:
+  """Returns the experiment as it is measured on a rung of its ladder: by numbers alone, whoever proposed.
+
+  The baseline gets a replica for every seed that the last round of a candidate may have.
+
+  Raises:
+    ValueError: there is no rung of that name.
+  """
+  if name not in experiment.rungs:
+    raise ValueError(f'{name!r} is not a rung; rungs has {", ".join(sorted(experiment.rungs)) or "none"}')
+  rung = experiment.rungs[name]
+  return dataclasses.replace(
+    experiment,
+    name=f'{experiment.name}, rung {name}',
+    model=rung.model,
+    training=rung.training,
+    evaluation=rung.evaluation,
+    tasks=rung.tasks,
+    researcher=Researcher(),
+    judge=Judge(),
+    analyst=Analyst(),
+    evidence=dataclasses.replace(
+      experiment.evidence, floor=max(experiment.evidence.floor, rung.rounds * rung.training.seeds)
+    ),
+    runner=dataclasses.replace(experiment.runner, wall_seconds=rung.wall_seconds),
+    ladder=(),
+    rungs={},
+  )
+
+
+def _rungs(experiment: Experiment) -> None:
+  for name in experiment.ladder:
+    rung = experiment.rungs.get(name)
+    if rung is None:
+      known = ', '.join(sorted(experiment.rungs)) or 'none'
+      raise ValueError(f'ladder names {name!r} and rungs has {known}; add rungs.{name}, or take it off the ladder')
+    if rung.share > 1 or rung.false_discoveries >= 1:
+      raise ValueError(
+        f'rungs.{name}: share = {rung.share} is at most 1 and false_discoveries = {rung.false_discoveries} below 1'
+      )
+    try:
+      validate(at_rung(experiment, name))
+    except ValueError as error:
+      raise ValueError(f'rungs.{name}: {error}') from error
+
+
 def uses_llm(experiment: Experiment) -> bool:
   """Says whether any agent of the experiment is a language model."""
   return 'llm' in (experiment.researcher.kind, experiment.judge.kind, experiment.analyst.kind)
@@ -466,8 +605,11 @@ def _at_least_one(experiment: Experiment) -> None:
   for name, value in flat(experiment).items():
     if name.endswith('.temperature'):
       continue  # negative: not sent
+    setting = name
+    if name.startswith('rungs.'):
+      name = name.split('.', 2)[2]
     may_be_zero = name.startswith(
-      ('monitor.', 'researcher.', 'judge.', 'fitness.', 'budget.', 'cognition.')
+      ('monitor.', 'researcher.', 'judge.', 'fitness.', 'budget.', 'cognition.', 'zero_shot.')
     ) or name in (
       'seed',
       'analyst.insights',
@@ -480,16 +622,22 @@ def _at_least_one(experiment: Experiment) -> None:
       'training.weight_decay',
       'search.cold_start',
       'search.references',
+      'training.first_seed',
+      'evidence.placebo',
+      'audit',
       'model.init_stddev',
     )
     may_be_zero &= name not in ('judge.calls', 'researcher.samples', 'researcher.neighbours')
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and (value < 0 or (value == 0 and not may_be_zero)):
-      raise ValueError(f'{name} = {value}; it is {"at least 0" if may_be_zero else "positive"}')
+      raise ValueError(f'{setting} = {value}; it is {"at least 0" if may_be_zero else "positive"}')
 
 
-def documentation(source: str) -> list[tuple[str, str, str, str]]:
-  """Returns (dotted name, type, default, comment) of every setting, read from this module's own text `source`."""
+def documentation(source: str, experiment: Experiment | None = None) -> list[tuple[str, str, str, str]]:
+  """Returns (dotted name, type, value, comment) of every setting, read from this module's own text `source`.
+
+  The settings and values are those of `experiment`, by default of one that nobody changed.
+  """
   comments: dict[tuple[str, str], str] = {}
   owner = ''
   for line in source.splitlines():
@@ -502,11 +650,14 @@ def documentation(source: str) -> list[tuple[str, str, str, str]]:
   def walk(part: Any, prefix: str) -> None:
     for field in dataclasses.fields(part):
       value = getattr(part, field.name)
-      if dataclasses.is_dataclass(value):
+      if isinstance(value, Mapping):
+        for name, item in value.items():
+          walk(item, f'{prefix}{field.name}.{name}.')
+      elif dataclasses.is_dataclass(value):
         walk(value, f'{prefix}{field.name}.')
       else:
         comment = comments.get((type(part).__name__, field.name), '')
         rows.append((f'{prefix}{field.name}', str(field.type), repr(value), comment))
 
-  walk(Experiment(), '')
+  walk(experiment or Experiment(), '')
   return rows

@@ -20,7 +20,8 @@ import numpy as np
 from asiarch_jax import config
 from asiarch_jax.agents import judge
 from asiarch_jax.checks import source
-from asiarch_jax.evidence import improvement, noise
+from asiarch_jax.evidence import blocks, improvement, noise
+from asiarch_jax.evidence.placebo import is_placebo
 from asiarch_jax.ports import Analyst, Journal, Judge, Researcher, Runner
 from asiarch_jax.records import (
   Attempt,
@@ -113,6 +114,8 @@ def run_cycle(
     team.journal.write('rejected', cycle=cycle, name=chosen.proposal.name, stage=chosen.stage, reason=chosen.reason)
     return dataclasses.replace(chosen, spend=team.spent())
   tried = chosen if chosen.result.failure else _run(here, chosen, 'train', rng)
+  if not tried.result.failure and cycle == 0:
+    tried = _floor(here, tried)
 
   outcome = _outcome(here, tried)
   if isinstance(outcome, Rejection):
@@ -129,7 +132,31 @@ def run_cycle(
   return entry
 
 
-def settled(outcome: Outcome, outcomes: Sequence[Outcome]) -> Outcome:
+def replicated(
+  entry: Entry,
+  outcomes: Sequence[Outcome],
+  experiment: config.Experiment,
+  team: Team,
+  *,
+  corpus: str,
+  on_progress: Callable[[Progress], None] | None = None,
+) -> Outcome:
+  """Returns the entry with one more block of `training.seeds` replicas, its evidence and fitness taken anew.
+
+  A block that fails makes it a rejection: replicas are not chosen by how they end.
+  """
+  here = Setting(outcomes, entry.id, experiment, team, corpus, on_progress)
+  result = JobResult(entry.job_key, entry.findings, entry.fingerprint, entry.cost, entry.training, entry.scores)
+  tried = _block(here, Tried(entry.proposal, result, entry.earlier, entry.timing))
+  if tried.result.failure is not None:
+    return _rejected(here, tried, tried.result.failure.kind, tried.result.failure.reason)
+  assert tried.result.training is not None
+  entry = dataclasses.replace(entry, training=tried.result.training, timing=tried.timing)
+  entry = dataclasses.replace(entry, evidence=_evidence(entry, outcomes, experiment))
+  return dataclasses.replace(entry, fitness=_fitness(entry, outcomes, experiment))
+
+
+def settled(outcome: Outcome, outcomes: Sequence[Outcome], experiment: config.Experiment) -> Outcome:
   """Returns the outcome as the archive takes it: with several cycles in flight, two may have found one function.
 
   The later to arrive is a duplicate: its measurement would count twice. A name that was taken meanwhile gets the id.
@@ -137,8 +164,8 @@ def settled(outcome: Outcome, outcomes: Sequence[Outcome]) -> Outcome:
   if outcome.proposal.name in {other.proposal.name for other in outcomes if other.id != outcome.id}:
     renamed = dataclasses.replace(outcome.proposal, name=f'{outcome.proposal.name}_{outcome.id}')
     outcome = dataclasses.replace(outcome, proposal=renamed)
-  twin = novelty.known(outcomes).get(outcome.fingerprint)
-  if not isinstance(outcome, Entry) or outcome.role != 'candidate' or twin is None or twin == outcome.id:
+  twin = known(outcomes, outcome.id, experiment).get(outcome.fingerprint)
+  if not isinstance(outcome, Entry) or twin is None or twin == outcome.id:
     return outcome
   return Rejection(
     id=outcome.id,
@@ -223,7 +250,7 @@ def _screened(here: Setting, selection: Selection, rng: np.random.Generator) -> 
 
 def _repetition(here: Setting, gated: Tried) -> tuple[str, str] | None:
   """Returns (stage, reason) where a gated proposal is in the archive already, by function or by idea."""
-  twin = novelty.known(here.outcomes).get(gated.result.fingerprint) if gated.result.fingerprint else None
+  twin = known(here.outcomes, here.cycle, here.experiment).get(gated.result.fingerprint)
   if twin is not None:
     return 'duplicate', f'computes the same function as entry {twin}'
   if gated.result.failure is not None:
@@ -303,12 +330,22 @@ def job_of(
     waived=('growth',) if role_of(cycle, experiment) == 'anchor' else (),
     parameters=baseline.training.parameters if baseline and experiment.search.match_parameters else None,
     baseline_losses=mean_losses(baseline) if baseline else (),
-    known={} if cycle < len(experiment.search.baselines) else novelty.known(outcomes),
+    known=known(outcomes, cycle, experiment),
     limits=Limits(
       wall_seconds=experiment.runner.wall_seconds,
       seconds_per_step=too_slow * parent.training.seconds_per_step if parent and too_slow else None,
     ),
   )
+
+
+def known(outcomes: Sequence[Outcome], cycle: int, experiment: config.Experiment) -> dict[str, int]:
+  """Returns the functions that the outcome of this cycle must not compute once more, by fingerprint.
+
+  None bind a baseline, which is given, or a placebo, which is a copy by intent.
+  """
+  if role_of(cycle, experiment) != 'candidate' or is_placebo(cycle, experiment):
+    return {}
+  return novelty.known(outcomes)
 
 
 def role_of(cycle: int, experiment: config.Experiment) -> str:
@@ -355,6 +392,33 @@ def _run(here: Setting, tried: Tried, kind: Literal['check', 'train'], rng: np.r
     )
 
 
+def _floor(here: Setting, tried: Tried) -> Tried:
+  """Returns the baseline with as many replicas as the noise floor asks for."""
+  training = here.experiment.training
+  for _ in range(math.ceil(here.experiment.evidence.floor / training.seeds) - 1):
+    if tried.result.failure is None:
+      tried = _block(here, tried)
+  return tried
+
+
+def _block(here: Setting, tried: Tried) -> Tried:
+  """Returns a trained proposal with another block of seeds, the next that it has not; a block that fails fails it.
+
+  Every block has the seeds of the first: the same program runs, so seconds compare between designs and blocks.
+  """
+  training = here.experiment.training
+  assert tried.result.training is not None
+  first = 1 + max(replica.seed for replica in tried.result.training.replicas)
+  block = dataclasses.replace(here.experiment, training=dataclasses.replace(training, first_seed=first))
+  job = dataclasses.replace(job_of(tried.proposal, here.outcomes, here.cycle, block, here.corpus), known={})
+  result = here.team.runner.run(job, here.on_progress)
+  timing = _sum(tried.timing, result.timing)
+  if result.failure is not None or result.training is None:
+    return dataclasses.replace(tried, result=result, timing=timing)
+  summary = blocks.merged(tried.result.training, result.training)
+  return dataclasses.replace(tried, result=dataclasses.replace(tried.result, training=summary), timing=timing)
+
+
 def _sum(*timings: Timing) -> Timing:
   """Returns the time of several jobs of one cycle; it started with the first that ran."""
   return Timing(
@@ -392,9 +456,8 @@ def _rejected(here: Setting, tried: Tried, stage: str, reason: str) -> Rejection
 def _outcome(here: Setting, tried: Tried) -> Outcome:
   """Returns a result as an entry without its judgements, or as a rejection with its stage."""
   result = tried.result
-  candidate = here.cycle >= len(here.experiment.search.baselines)
-  twin = novelty.known(here.outcomes).get(result.fingerprint) if candidate else None
-  if twin is not None and result.fingerprint:
+  twin = known(here.outcomes, here.cycle, here.experiment).get(result.fingerprint)
+  if twin is not None:
     return _rejected(here, tried, 'duplicate', f'computes the same function as entry {twin}')
   if result.failure is not None:
     return _rejected(here, tried, result.failure.kind, result.failure.reason)

@@ -11,7 +11,19 @@ from absl import flags
 from ml_collections import config_flags
 
 from asiarch_jax import commands
-from asiarch_jax.commands import UsageError, cognition, doctor, searching
+from asiarch_jax.commands import (
+  UsageError,
+  ablating,
+  claiming,
+  cognition,
+  comparing,
+  doctor,
+  evaluating,
+  scaling,
+  searching,
+  suite,
+  verifying,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +95,63 @@ def _out_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_string('out', None, 'Folder to write to; default WORKDIR/report.', flag_values=values)
 
 
+def _rung_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+  flags.DEFINE_string('rung', None, 'Highest rung to climb to; default: the top of the ladder.', flag_values=values)
+
+
+def _claim_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+  flags.DEFINE_string('against', None, 'Id or name to claim against; default: search.baseline.', flag_values=values)
+  flags.DEFINE_string('rung', None, 'Rung to claim at; default: the fidelity of the search.', flag_values=values)
+  flags.DEFINE_list('matched', ['parameters', 'flops', 'seconds'], 'How sizes are matched, each its own test.',
+                    flag_values=values)  # fmt: skip
+  flags.DEFINE_integer('replicas', None, 'Fresh seeds of each side; default: claims.replicas.', lower_bound=2,
+                       flag_values=values)  # fmt: skip
+
+
+def _evaluate_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+  flags.DEFINE_list('tasks', None, "Names that the harness knows; default: zero_shot.tasks, the paper's thirteen.",
+                    flag_values=values)  # fmt: skip
+  flags.DEFINE_integer('limit', None, 'First items of each task, 0 for all; default: zero_shot.limit.', lower_bound=0,
+                       flag_values=values)  # fmt: skip
+  flags.DEFINE_integer('max_length', None, 'Tokens that the model is shown at most; default: what it was trained at.',
+                       lower_bound=2, flag_values=values)  # fmt: skip
+  flags.DEFINE_string('include', None, 'Folder of task files (YAML) of your own.', flag_values=values)
+  flags.DEFINE_string('tokenizer', None, 'bytes, or a tokenizers JSON file, where the corpus is gone.',
+                      flag_values=values)  # fmt: skip
+
+
+def _arms_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+  flags.DEFINE_list('arms', ['search', 'no_search', 'placebo'],
+                    'Two or more of search, evolution, llm, no_search, random, placebo; lifts are of the first.',
+                    flag_values=values)  # fmt: skip
+  flags.DEFINE_integer('top', 3, 'Best entries of each run that are trained anew.', lower_bound=1, flag_values=values)
+  flags.DEFINE_integer('repeats', 1, 'Runs of each arm, each with another seed.', lower_bound=1, flag_values=values)
+
+
+def _by_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+  flags.DEFINE_enum('by', 'auto', ['auto', 'genome', 'diff'], 'Parts: fields of the genome, hunks of the difference to '
+                    'the parent, or the genome where there is one.', flag_values=values)  # fmt: skip
+
+
+def _scale_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+  flags.DEFINE_list('factors', ['0.5', '0.75', '1', '1.5'], 'Widths over model.width, four or more; steps grow with '
+                    'their square.', flag_values=values)  # fmt: skip
+  flags.DEFINE_integer('seeds', 3, 'Replicas at each size.', lower_bound=1, flag_values=values)
+  flags.DEFINE_string('against', None, 'Id or name to compare with; default: search.baseline.', flag_values=values)
+
+
 def _prepare_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_string('out', None, 'Folder to make; must not exist.', flag_values=values, required=True)
   flags.DEFINE_string('tokenizer', 'bytes', 'bytes, or a Hugging Face tokenizers JSON file.', flag_values=values)
   flags.DEFINE_string('text_field', 'text', 'Column or key that holds the text.', flag_values=values)
   flags.DEFINE_string('split', None, 'Split of a Hugging Face data set.', flag_values=values)
   flags.DEFINE_integer('limit_bytes', None, 'Stop after this much text.', lower_bound=1, flag_values=values)
+
+
+def _suite_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+  flags.DEFINE_string('suite', 'mad-tiny', 'Name of the suite, or list: names and sizes.', flag_values=values)
+  flags.DEFINE_integer('seeds', None, 'Runs that differ in seed and data; default: those of the suite.', lower_bound=1,
+                       flag_values=values)  # fmt: skip
 
 
 def _papers_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -104,6 +167,51 @@ COMMANDS = {
     'Sends the baselines, then proposals, through check, training and judgement, and archives every outcome in DIR. '
     'Run again, it continues; Ctrl-C loses nothing that is archived.',
     (_config_flag, _workdir_flag, _cycles_flag, _json_flag),
+  ),
+  'verify': Command(
+    verifying.verify,
+    'let the best of a search climb to larger models',
+    '--workdir=DIR',
+    'Chooses entries by their posterior with a limit on false discoveries, measures them on each rung of the '
+    "experiment's ladder in rounds that drop the less promising half, and says how far the rungs agree. "
+    'Run again, it continues, or lets more climb where the search has gone on.',
+    (_config_flag, _workdir_flag, _rung_flag, _json_flag),
+  ),
+  'claim': Command(
+    claiming.claim,
+    'test entries on fresh seeds and unread windows',
+    '[ID...] --workdir=DIR',
+    'Registers the entries as one family, trains both sides anew on seeds that nothing else used, reads the vault '
+    'windows once, and prints "shown" or "not shown" for each, Holm-corrected, at matched parameters, FLOPs and time. '
+    'Without an id it prints the claims that were made.',
+    (_workdir_flag, _claim_flags, _json_flag),
+    (0, 100),
+  ),
+  'arms': Command(
+    comparing.compare,
+    'compare ways of searching under one budget',
+    '--config=FILE.py --workdir=DIR',
+    'Runs the search once in each arm, trains the best of each anew on fresh seeds, and prints what the first arm '
+    'brings over the others. Run again, it continues.',
+    (_config_flag, _workdir_flag, _cycles_flag, _arms_flags, _json_flag),
+  ),
+  'ablate': Command(
+    ablating.ablate,
+    'train an entry without each of its parts in turn',
+    'ID --workdir=DIR',
+    'Takes away one component of a genome, or one hunk of the difference to the parent, at a time, trains what remains '
+    'on fresh seeds at matched parameters, and prints what each part is worth with its interval.',
+    (_workdir_flag, _by_flag, _json_flag),
+    (1, 1),
+  ),
+  'scale': Command(
+    scaling.scale,
+    'train an entry and its baseline over several sizes',
+    'ID --workdir=DIR',
+    'Trains both at four widths or more, tokens in proportion to parameters, fits a law to all of it at once and says '
+    'how many times the compute the baseline needs for the same loss, and whether that grows or shrinks with size.',
+    (_workdir_flag, _scale_flags, _json_flag),
+    (1, 1),
   ),
   'check': Command(
     commands.check,
@@ -121,6 +229,26 @@ COMMANDS = {
     'Trains all replicas (seeds x learning rates) in one program and prints held-out bits per byte and task scores.',
     (_config_flag, _scratch_flag, _json_flag),
     (1, 1),
+  ),
+  'evaluate': Command(
+    evaluating.evaluate,
+    'ask an entry zero-shot questions',
+    'ID|NAME --workdir=DIR [--tasks=piqa,arc_easy]',
+    "Runs tasks of EleutherAI's harness (extra [eval]) on the best replica of an entry, whose mixer answers in the "
+    'jail, and prints value, standard error and chance level of each. Kept in DIR for the report and for the '
+    'comparison with the baseline (docs/ZERO_SHOT.md).',
+    (_config_flag, _workdir_flag, _evaluate_flags, _json_flag),
+    (1, 1),
+  ),
+  'suite': Command(
+    suite.suite,
+    'measure one mixer on a suite of synthetic tasks',
+    'FILE.py|BASELINE --suite=NAME',
+    'Trains it on every setting of MAD, MQAR or a small choice of them (docs/TASKS.md) and prints accuracies with '
+    'their standard errors over seeds, hyper-parameters chosen on a validation split. A setting is a job, so that '
+    'Ctrl-C loses one at most and a repeat is free. --suite=list prints the suites.',
+    (_config_flag, _scratch_flag, _suite_flags, _json_flag),
+    (0, 1),
   ),
   'top': Command(
     commands.top,

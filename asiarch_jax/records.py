@@ -106,25 +106,33 @@ class Job:
   `experiment` holds the parts of the configuration that the worker reads (`config.worker_part`). `corpus` is the
   content hash of the token array. `waived` names checks whose failure is recorded but does not stop the job (an anchor
   may be quadratic). `parameters` is the count to match by the width of the feed-forward layers, None for the baseline
-  that sets it. `baseline_losses` is the baseline's mean training loss at each logged step, for the monitor. `known`
-  maps fingerprints of archived functions to entry ids: a repeat ends before training.
+  that sets it; `flops`, where given, is the count a token to match instead. `baseline_losses` is the baseline's mean
+  training loss at each logged step, for the monitor. `known` maps fingerprints of archived functions to entry ids: a
+  repeat ends before training. `split` says which windows the improvement is read on: the vault's are for claims.
+  `suite` is the setting (`suites.Setting`) of a job of that kind.
+  With kind 'answer', `corpus` names parameters and questions to them instead (`shell.questions`).
   """
 
   name: str
   source: str
   experiment: dict[str, Any]
-  kind: Literal['check', 'train'] = 'train'
+  kind: Literal['check', 'train', 'suite', 'answer'] = 'train'
   corpus: str = ''
   waived: tuple[str, ...] = ()
   parameters: int | None = None
   baseline_losses: tuple[float, ...] = ()
   known: dict[str, int] = dataclasses.field(default_factory=dict)
   limits: Limits = Limits()
+  split: Literal['test', 'vault'] = 'test'
+  flops: float | None = None
+  suite: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def key(self) -> str:
     """Names the job by its content: all that a result depends on (sha256, 24 hex digits)."""
     content = {name: value for name, value in to_json(self).items() if name not in ('known', 'limits', 'name')}
+    if not self.suite:
+      content.pop('suite')
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -168,6 +176,17 @@ class TrainSummary:
     return tuple(sorted((r for r in self.replicas if r.learning_rate == self.learning_rate), key=lambda r: r.seed))
 
 
+def chosen_rate(replicas: typing.Sequence[Replica]) -> float:
+  """Returns the learning rate with the best mean validation bits; one with a diverged replica comes last."""
+
+  def badness(rate: float) -> tuple[int, float]:
+    mine = [r for r in replicas if r.learning_rate == rate]
+    finite = [r.validation_bits for r in mine if math.isfinite(r.validation_bits)]
+    return sum(r.diverged for r in mine), sum(finite) / len(finite) if finite else math.inf
+
+  return min(dict.fromkeys(r.learning_rate for r in replicas), key=badness)
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskScore:
   """A task's value over n sequences at the chosen learning rate, with its standard error. Accuracies lie in [0, 1]."""
@@ -177,6 +196,40 @@ class TaskScore:
   stderr: float
   n: int
   unit: Literal['accuracy', 'bits_per_byte'] = 'accuracy'
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShotScore:
+  """What EleutherAI's harness measured on n items of a task. `metric` is its name there (acc, perplexity, ...).
+
+  `stderr` counts the items as drawn; nan where it cannot be had. `chance` is the accuracy of guessing, None where the
+  metric is no accuracy. `cut` counts the requests that lost their left end to the limit on length.
+  """
+
+  task: str
+  metric: str
+  value: float
+  stderr: float
+  n: int
+  chance: float | None = None
+  cut: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShot:
+  """What one entry was measured at, on the first `limit` items of each task (0: all). `harness` is its version."""
+
+  entry: int
+  name: str
+  limit: int
+  max_length: int
+  harness: str
+  scores: tuple[ZeroShotScore, ...]
+
+  @property
+  def conditions(self) -> tuple[int, int, str]:
+    """What two measurements have in common that can be compared."""
+    return self.limit, self.max_length, self.harness
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +244,45 @@ class Cost:
   flops_per_token: float
   state_bytes: int
   growth: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+  """Shares of right answers: macro is balanced over classes (`suites.accuracy`). `test` names one of several tests."""
+
+  test: str
+  macro: float
+  micro: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteRun:
+  """One training run of a setting, measured where its validation accuracy ended it, else after the last step.
+
+  `test_stopped` is measured where the test accuracy itself would have ended it, as MAD does.
+  """
+
+  seed: int
+  learning_rate: float
+  weight_decay: float
+  steps: int
+  validation: tuple[Accuracy, ...]
+  test: tuple[Accuracy, ...]
+  test_stopped: tuple[Accuracy, ...]
+  diverged: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteResult:
+  """All runs of one setting of a suite, trained side by side. `metric` is what runs are chosen by."""
+
+  setting: str
+  task: str
+  metric: Literal['macro', 'micro']
+  runs: tuple[SuiteRun, ...]
+  parameters: int
+  seconds: float = 0.0
+  compile_seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +342,7 @@ class JobResult:
   scores: tuple[TaskScore, ...] = ()
   failure: Failure | None = None
   timing: Timing = Timing()
+  suite: SuiteResult | None = None
 
 
 @dataclasses.dataclass(frozen=True)

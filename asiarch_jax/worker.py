@@ -14,7 +14,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from asiarch_jax import config
-from asiarch_jax.arch import contract, lm
+from asiarch_jax.arch import autoencoder, contract, lm
 from asiarch_jax.batch import Batch
 from asiarch_jax.checks import behaviour, cost, source
 from asiarch_jax.records import (
@@ -36,12 +36,14 @@ from asiarch_jax.records import (
   TaskScore,
   Timing,
   TrainSummary,
+  chosen_rate,
 )
-from asiarch_jax.shell import checkpoint, jobfolder
+from asiarch_jax.shell import checkpoint, jobfolder, questions
 from asiarch_jax.shell import corpus as corpora
+from asiarch_jax.suites import settings as suites
 from asiarch_jax.tasks import TASKS
 from asiarch_jax.tasks import summary as task_summary
-from asiarch_jax.training import monitor, sharding, train
+from asiarch_jax.training import likelihood, monitor, sharding, suite, train
 
 LOG_LINES = 40  # of a traceback that goes into a failure
 TEST_KEY = 1_000_003  # separates the keys of test examples from those of training
@@ -88,17 +90,29 @@ def gate(job: Job, settings: config.Experiment, report: Report) -> tuple[JobResu
   if fingerprint in job.known:
     reason = f'computes the same function as entry {job.known[fingerprint]}'
     return ended('duplicate', reason, findings=findings, fingerprint=fingerprint, cost=counted)
-  mlp_width, finding = matched(mixer, job, settings)
+  mlp_width, finding = matched(mixer, job, settings, counted.flops_per_token)
   findings += (finding,)
   if not finding.passed:
-    return ended('checks', f'parameters: {finding.detail}', findings=findings, fingerprint=fingerprint, cost=counted)
+    return ended(
+      'checks', f'{finding.check}: {finding.detail}', findings=findings, fingerprint=fingerprint, cost=counted
+    )
   timing = Timing(check_seconds=time.monotonic() - began)
   return JobResult(job.key, findings=findings, fingerprint=fingerprint, cost=counted, timing=timing), mixer, mlp_width
 
 
-def matched(mixer: type, job: Job, settings: config.Experiment) -> tuple[int, Finding]:
-  """Returns the feed-forward width that brings the model to the job's parameter count, and what was found."""
+def matched(mixer: type, job: Job, settings: config.Experiment, mixer_flops: float = 0.0) -> tuple[int, Finding]:
+  """Returns the feed-forward width that brings the model to the job's parameter or FLOP count, and what was found.
+
+  `mixer_flops` is what one mixer takes a token.
+  """
   model = settings.model
+  if job.flops is not None:
+    tolerance, smallest = settings.checks.parameter_tolerance, settings.checks.smallest_mlp
+    try:
+      width = lm.mlp_width_of_flops(model, job.flops, model.layers * mixer_flops, tolerance, smallest)
+    except ValueError as error:
+      return 0, Finding('flops', False, str(error))
+    return width, Finding('flops', True, f'{job.flops:.0f} FLOPs a token with a feed-forward of {width}')
   if job.parameters is None:
     return model.mlp_width, Finding('parameters', True, f'{lm.parameter_count(mixer, model)} parameters set the count')
   try:
@@ -135,7 +149,7 @@ def learn(
     report(Progress('train', step, training.steps, float(np.nanmean(losses)), baseline, 1 / max(seconds, 1e-9)))
 
   report(Progress('compile', 0, training.steps))
-  seeds = [settings.seed + seed for seed in range(training.seeds)]
+  seeds = [settings.seed + training.first_seed + seed for seed in range(training.seeds)]
   with contextlib.ExitStack() as stack:
     kept = None
     if training.checkpoint_every:
@@ -149,33 +163,33 @@ def learn(
       restore=kept.restore if kept else None,
     )
   failure = Failure(fitted.stopped.kind, fitted.stopped.reason) if fitted.stopped else None
-  bits = {'validation': np.full(count, np.nan), 'test': np.full(count, np.nan)}
+  bits = {'validation': np.full(count, np.nan), job.split: np.full(count, np.nan)}
   scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
   if failure is None:
     report(Progress('evaluate', training.steps, training.steps))
-    for split, windows in (('validation', evaluation.validation_windows), ('test', evaluation.test_windows)):
+    for split, windows in (('validation', evaluation.validation_windows), (job.split, evaluation.test_windows)):
       measured = trainer.measure(
         fitted.parameters, text.windows(split, windows, training.length, evaluation.batch), scorers
       )
       sums_RN, counts_RN = measured['bits_per_byte']
       nats_to_bits = 1 / np.log(2) / text.split_bytes_per_token(split)
       bits[split] = sums_RN.sum(1) / counts_RN.sum(1) * nats_to_bits
-      if split == 'test':
+      if split == job.split:
         scores = {name: pair for name, pair in measured.items() if TASKS[name].kind == 'corpus'}
         scores['bits_per_byte'] = (sums_RN * nats_to_bits, counts_RN)
   replicas = tuple(
     Replica(
-      seed=r // len(rates),
+      seed=training.first_seed + r // len(rates),
       learning_rate=rates[r % len(rates)],
       steps=fitted.steps,
       losses=tuple(round(float(loss), 6) for loss in fitted.losses[:, r]),
       validation_bits=float(bits['validation'][r]),
-      test_bits=float(bits['test'][r]),
+      test_bits=float(bits[job.split][r]),
       diverged=bool(not np.isfinite(fitted.losses[:, r]).all()),
     )
     for r in range(count)
   )
-  rate = chosen_rate(replicas, rates)
+  rate = chosen_rate(replicas)
   tokens = fitted.steps * training.batch * training.length
   summary = TrainSummary(
     replicas=replicas,
@@ -207,17 +221,6 @@ def learn(
   return summary, values, jobfolder.by_path(parameters), None
 
 
-def chosen_rate(replicas: tuple[Replica, ...], rates: tuple[float, ...]) -> float:
-  """Returns the learning rate with the best mean validation bits; one with a diverged replica comes last."""
-
-  def badness(rate: float) -> tuple[int, float]:
-    mine = [r for r in replicas if r.learning_rate == rate]
-    finite = [r.validation_bits for r in mine if np.isfinite(r.validation_bits)]
-    return sum(r.diverged for r in mine), float(np.mean(finite)) if finite else float('inf')
-
-  return min(rates, key=badness)
-
-
 def _synthetic(
   name: str,
   settings: config.Experiment,
@@ -234,7 +237,8 @@ def _synthetic(
 
   def batches(step: int) -> Batch:
     one = [
-      make(jax.random.fold_in(jax.random.fold_in(root, seed), step), training.batch) for seed in range(training.seeds)
+      make(jax.random.fold_in(jax.random.fold_in(root, training.first_seed + seed), step), training.batch)
+      for seed in range(training.seeds)
     ]
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *one)
 
@@ -265,6 +269,81 @@ def _score(name: str, sums_RN: np.ndarray, counts_RN: np.ndarray) -> TaskScore |
   return TaskScore(name, float(np.mean(values)), stderr, min(sequences), TASKS[name].unit)
 
 
+def answer(
+  job: Job, settings: config.Experiment, folder: str, report: Report
+) -> tuple[JobResult, Mapping[str, np.ndarray]]:
+  """Answers the questions in a folder with the parameters beside them (`shell.questions`): nothing is trained.
+
+  The mixer was through the gate when its parameters were made; its text is looked at again.
+
+  Raises:
+    ValueError: the parameters are not those of this mixer in this host, or an answer is not finite.
+  """
+  findings = source.check(job.source)
+  refused = source.failure(findings)
+  if refused:
+    return JobResult(job.key, findings=findings, failure=refused), {}
+  report(Progress('load', note='parameters and questions'))
+  requests, terms, encoding, arrays = questions.read(folder)
+  host = lm.LanguageModel(contract.load(job.source, job.name), settings.model)
+  shapes = _shapes(jax.eval_shape(host.initial_parameters, jax.random.key(0)))
+  for path in sorted(shapes.keys() | arrays.keys()):
+    theirs, ours = np.shape(arrays[path]) if path in arrays else None, shapes.get(path)
+    if theirs != ours:
+      raise ValueError(f'parameter {path} has shape {theirs} in the archive and {ours} in the model of this source')
+  scorer = likelihood.Scorer(
+    host,
+    jobfolder.nested(arrays),
+    max_length=terms.max_length,
+    tokens_per_call=terms.tokens_per_call,
+    vocabulary=terms.vocabulary,
+  )
+  report(Progress('compile'))
+  scored = [index for index, request in enumerate(requests) if request.most is None]
+  prompts = [index for index, request in enumerate(requests) if request.most is not None]
+
+  def on_call(stage: str) -> likelihood.OnCall:
+    return lambda done, total: report(Progress(stage, done, total))
+
+  def complete(prompt: int, added: Sequence[int]) -> bool:
+    stops = requests[prompts[prompt]].stops
+    return bool(stops) and any(stop in encoding.decode(added) for stop in stops)
+
+  nats_N, greedy_N = scorer.loglikelihoods(
+    [likelihood.Question(requests[index].ids, requests[index].scored) for index in scored], on_call('score')
+  )
+  asked = [likelihood.Prompt(requests[index].ids, requests[index].most or 0) for index in prompts]
+  following = scorer.continuations(asked, end=terms.end, stop=complete, on_call=on_call('generate'))
+  answers = {
+    **{i: questions.Answer(float(n), bool(g)) for i, n, g in zip(scored, nats_N, greedy_N, strict=True)},
+    **{i: questions.Answer(following=tuple(ids)) for i, ids in zip(prompts, following, strict=True)},
+  }
+  return JobResult(job.key, findings=findings), questions.pack([answers[index] for index in range(len(requests))])
+
+
+def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of a tree of parameters by path."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jobfolder.SEPARATOR.join(str(key.key) for key in path): np.shape(leaf) for path, leaf in leaves}
+
+
+def answer_suite(job: Job, settings: config.Experiment, report: Report) -> JobResult:
+  """Trains and tests all runs of one setting of a suite. The gate is a job of its own, once for all settings."""
+  findings = source.check(job.source)
+  refused = source.failure(findings)
+  if refused:
+    return JobResult(job.key, findings=findings, failure=refused)
+  setting = suites.parsed(job.suite)
+  model = suites.model_of(setting.recipe, max(kind.vocabulary for kind in (*setting.train, *setting.tests)))
+  mixer, spec = contract.load(job.source, job.name), contract.spec_of(model)
+  host = (autoencoder.AutoEncoder if setting.train[0].task == 'compression' else lm.LanguageModel)(mixer, model)
+  counted = cost.count(contract.build(mixer, spec), spec.width, max(kind.length for kind in setting.train))
+  mesh = sharding.mesh(jax.devices(), setting.recipe.runs)
+  measured, stopped = suite.run(setting, host, mesh, settings.seed, lm.count(host), clock=time.monotonic, report=report)
+  failure = Failure(stopped.kind, stopped.reason) if stopped else None
+  return JobResult(job.key, findings=findings, cost=counted, failure=failure, suite=measured)
+
+
 def run(job: Job, corpus_dir: str, out: str, report: Report) -> tuple[JobResult, Mapping[str, np.ndarray]]:
   """Returns a job's result and arrays. An exception of the proposal becomes a failure with its traceback."""
   began = time.time()
@@ -272,6 +351,11 @@ def run(job: Job, corpus_dir: str, out: str, report: Report) -> tuple[JobResult,
   result = JobResult(job.key)
   arrays: Mapping[str, np.ndarray] = {}
   try:
+    if job.kind == 'answer':
+      result, arrays = answer(job, settings, corpus_dir, report)
+      return _timed(result, began), arrays
+    if job.kind == 'suite':
+      return _timed(answer_suite(job, settings, report), began), arrays
     result, mixer, mlp_width = gate(job, settings, report)
     if mixer is not None and job.kind == 'train':
       assert result.cost is not None
@@ -281,9 +365,13 @@ def run(job: Job, corpus_dir: str, out: str, report: Report) -> tuple[JobResult,
   except Exception as error:
     failure = Failure('error', f'{type(error).__name__}: {error}'[:500], traceback_of(error))
     result = dataclasses.replace(result, failure=failure)
+  return _timed(result, began), arrays
+
+
+def _timed(result: JobResult, began: float) -> JobResult:
   wall = time.time() - began
   timing = Timing(wall, result.timing.check_seconds, wall * jax.device_count(), began)
-  return dataclasses.replace(result, timing=timing), arrays
+  return dataclasses.replace(result, timing=timing)
 
 
 def traceback_of(error: BaseException) -> str:

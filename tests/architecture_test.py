@@ -24,24 +24,26 @@ MAY_IMPORT = {
   'asiarch_jax.dialogue': {'asiarch_jax.records', 'asiarch_jax.config'},
   'asiarch_jax.ports': {'asiarch_jax.records', 'asiarch_jax.dialogue'},
   'asiarch_jax.arch': VALUES | {'pallas_kernels'},
-  'asiarch_jax.tasks': VALUES,
+  'asiarch_jax.suites': VALUES,
+  'asiarch_jax.tasks': VALUES | {'asiarch_jax.suites'},
   'asiarch_jax.checks.source': VALUES,
   'asiarch_jax.cognition': VALUES,
   'asiarch_jax.evidence': VALUES,
   'asiarch_jax.search': VALUES | {'asiarch_jax.evidence'},
   'asiarch_jax.agents': VALUES
   | {'asiarch_jax.ports', 'asiarch_jax.cognition', 'asiarch_jax.evidence', 'asiarch_jax.checks.source'},
-  'asiarch_jax.training': VALUES | {'asiarch_jax.tasks'},
+  'asiarch_jax.training': VALUES | {'asiarch_jax.suites', 'asiarch_jax.tasks'},
   'asiarch_jax.checks.cost': VALUES | {'asiarch_jax.arch'},
   'asiarch_jax.checks.behaviour': VALUES | {'asiarch_jax.arch', 'asiarch_jax.checks.cost'},
   'asiarch_jax.cycle': VALUES | DECIDE | {'asiarch_jax.ports'},
   'asiarch_jax.shell': VALUES | {'asiarch_jax.ports'},
-  'asiarch_jax.report': VALUES | {'asiarch_jax.evidence', 'asiarch_jax.ports'},
+  'asiarch_jax.report': VALUES | {'asiarch_jax.evidence', 'asiarch_jax.ports', 'asiarch_jax.suites'},
   'asiarch_jax.export': VALUES | {'asiarch_jax.arch', 'asiarch_jax.ports', 'pallas_kernels'},
   'asiarch_jax.worker': VALUES
   | {
     'pallas_kernels',
     'asiarch_jax.arch',
+    'asiarch_jax.suites',
     'asiarch_jax.tasks',
     'asiarch_jax.checks.source',
     'asiarch_jax.checks.cost',
@@ -51,7 +53,14 @@ MAY_IMPORT = {
   },
   'asiarch_jax.commands': VALUES
   | DECIDE
-  | {'asiarch_jax.cycle', 'asiarch_jax.ports', 'asiarch_jax.shell', 'asiarch_jax.report', 'asiarch_jax.export'},
+  | {
+    'asiarch_jax.cycle',
+    'asiarch_jax.ports',
+    'asiarch_jax.shell',
+    'asiarch_jax.suites',
+    'asiarch_jax.report',
+    'asiarch_jax.export',
+  },
   'asiarch_jax.main': {'asiarch_jax.commands'},
 }
 EFFECTFUL = {
@@ -68,6 +77,7 @@ WITHOUT_JAX = {
   'asiarch_jax.dialogue',
   'asiarch_jax.ports',
   'asiarch_jax.cycle',
+  'asiarch_jax.suites',
 } | DECIDE
 EFFECTS = {'absl', 'logging', 'orbax', 'os', 'random', 'shutil', 'socket', 'subprocess', 'tempfile', 'time', 'urllib'}
 MODULES = sorted(

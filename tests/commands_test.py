@@ -15,7 +15,10 @@ from asiarch_jax import main, records
 from asiarch_jax.shell import archive
 from tests.cli import ROOT, asiarch
 
-PATHS = ('top', 'tree', 'report', 'show', 'search', 'check', 'train', 'prepare', 'cognition', 'config', 'doctor')
+PATHS = (
+  *('evaluate', 'top', 'tree', 'report', 'show', 'search', 'check', 'train', 'suite', 'prepare', 'cognition'),
+  *('config', 'doctor', 'verify', 'claim', 'arms', 'ablate', 'scale'),
+)
 
 
 def test_every_command_is_listed_here():
@@ -95,6 +98,8 @@ def test_a_search_with_more_cycles_continues(smoke, tmp_path):
 
 
 REFUSED = {
+  'unknown suite': (['suite', 'delta_net', '--suite=madd'], '--suite=madd is not a suite; there are mad, mad-base'),
+  'a suite of nothing': (['suite', '--suite=mad-tiny'], 'names no mixer'),
   'unknown command': (['serach'], "'serach' is not a command"),
   'unknown flag': (['top', '--workdri=x'], 'workdri'),
   'missing workdir': (['search'], 'workdir'),

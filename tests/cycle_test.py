@@ -15,8 +15,11 @@ ANALYSIS = samples.analysis('helps: gate')
 def result_of(job, **changes):
   """Returns what a worker gives for a sound mixer: everything measured."""
   entry = samples.entry(7)
+  first = job.experiment['training']['first_seed']
+  replicas = tuple(dataclasses.replace(replica, seed=first + replica.seed) for replica in entry.training.replicas)
   measured = {
-    'findings': entry.findings, 'fingerprint': f'f-{job.key}', 'cost': entry.cost, 'training': entry.training,
+    'findings': entry.findings, 'fingerprint': f'f-{job.key}', 'cost': entry.cost,
+    'training': dataclasses.replace(entry.training, replicas=replicas),
     'scores': entry.scores, 'timing': entry.timing,
   }  # fmt: skip
   return records.JobResult(job.key, **{**measured, **changes})
@@ -70,6 +73,63 @@ def test_the_job_is_matched_and_watched_against_the_measured_baseline():
   first = fakes.FakeRunner(result_of)
   run([], 0, team(first))
   assert first.jobs[0].parameters is None and first.jobs[0].baseline_losses == ()
+
+
+def test_the_baseline_gets_the_replicas_of_the_noise_floor_in_blocks_of_one_size():
+  runner = fakes.FakeRunner(result_of)
+  entry = run([], 0, team(runner))
+  assert len(entry.training.chosen) >= EXPERIMENT.evidence.floor
+  blocks = [job.experiment['training'] for job in runner.jobs]
+  assert len(blocks) == 3 and [block['seeds'] for block in blocks] == [3, 3, 3]
+  assert len({block['first_seed'] for block in blocks}) == 3
+  other = fakes.FakeRunner(result_of)
+  run(samples.baselines()[:1], 1, team(other))
+  assert len(other.jobs) == 1  # the floor is that of the reference alone
+
+
+def test_a_block_of_the_floor_that_fails_leaves_no_baseline():
+  def failing(job):
+    first = job.experiment['training']['first_seed']
+    return result_of(job, failure=records.Failure('memory', 'too much') if first else None)
+
+  outcome = run([], 0, team(fakes.FakeRunner(failing)))
+  assert isinstance(outcome, records.Rejection) and (outcome.stage, outcome.reason) == ('memory', 'too much')
+
+
+def test_more_replicas_of_an_entry_take_its_evidence_anew():
+  runner = fakes.FakeRunner(result_of)
+  people = team(runner)
+  base = run([], 0, people)
+  base = dataclasses.replace(base, proposal=samples.proposal('delta_net', None))
+  entry = run([base], 3, people)
+  more = cycle.replicated(entry, [base], EXPERIMENT, people, corpus='text')
+  assert len(more.training.chosen) == 2 * len(entry.training.chosen)
+  assert more.evidence.replicas == 2 * entry.evidence.replicas
+  assert runner.jobs[-1].experiment['training']['first_seed'] == 4 and runner.jobs[-1].known == {}
+
+  def failing(job):
+    return result_of(job, failure=records.Failure('error', 'broke'))
+
+  ended = cycle.replicated(entry, [base], EXPERIMENT, team(fakes.FakeRunner(failing)), corpus='text')
+  assert isinstance(ended, records.Rejection) and ended.reason == 'broke'
+
+
+def test_a_placebo_passes_as_a_candidate_though_its_function_is_archived():
+  """`evidence.placebo`: the same outcome that is a duplicate from a researcher is an entry from the placebo arm."""
+  blind = dataclasses.replace(EXPERIMENT, evidence=config.Evidence(placebo=1.0))
+  open_ = dataclasses.replace(EXPERIMENT, evidence=config.Evidence(placebo=0.0))
+  known = samples.baselines()[0].fingerprint
+  outcomes = {
+    name: cycle.run_cycle(
+      samples.baselines(), 3, experiment, team(fakes.FakeRunner(lambda job: result_of(job, fingerprint=known))),
+      corpus='text',
+    )
+    for name, experiment in (('blind', blind), ('open', open_))
+  }  # fmt: skip
+  assert isinstance(outcomes['blind'], records.Entry) and outcomes['blind'].role == 'candidate'
+  assert outcomes['open'].stage == 'duplicate'
+  assert cycle.job_of(samples.proposal(), samples.baselines(), 3, blind, 'text').known == {}
+  assert cycle.settled(outcomes['blind'], samples.baselines(), blind) == outcomes['blind']
 
 
 def test_matching_can_be_switched_off():
@@ -264,9 +324,9 @@ def test_the_selection_that_a_cycle_saw_is_in_the_journal():
 def test_two_cycles_in_flight_cannot_both_bring_one_function():
   late = dataclasses.replace(samples.entry(5), fingerprint=samples.entry(4).fingerprint)
   outcomes = (*samples.baselines(), samples.entry(4))
-  settled = cycle.settled(late, outcomes)
+  settled = cycle.settled(late, outcomes, config.Experiment())
   assert isinstance(settled, records.Rejection) and settled.stage == 'duplicate' and 'entry 4' in settled.reason
-  assert cycle.settled(samples.entry(5), outcomes) == samples.entry(5)
+  assert cycle.settled(samples.entry(5), outcomes, config.Experiment()) == samples.entry(5)
 
 
 def timed(job, seconds=10.0):
@@ -299,5 +359,7 @@ def test_of_several_samples_one_that_fails_is_in_the_journal_and_twins_are_one()
 
 def test_a_name_that_another_cycle_took_meanwhile_gets_its_number():
   outcomes = (*samples.baselines(), samples.entry(4, name='two_speed'))
-  assert cycle.settled(samples.entry(5, name='two_speed'), outcomes).proposal.name == 'two_speed_5'
-  assert cycle.settled(samples.entry(5, name='three_speed'), outcomes).proposal.name == 'three_speed'
+  assert cycle.settled(samples.entry(5, name='two_speed'), outcomes, config.Experiment()).proposal.name == 'two_speed_5'
+  assert (
+    cycle.settled(samples.entry(5, name='three_speed'), outcomes, config.Experiment()).proposal.name == 'three_speed'
+  )

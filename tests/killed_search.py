@@ -19,7 +19,12 @@ from asiarch_jax.agents import analyst, evolution, given, judge
 from asiarch_jax.shell import archive
 from tests import fakes, samples
 
-EXPERIMENT = config.from_dict({'search': {'baselines': ['delta_net'], 'anchors': [], 'cold_start': 1, 'refresh': 1}})
+EXPERIMENT = config.from_dict(
+  {
+    'search': {'baselines': ['delta_net'], 'anchors': [], 'cold_start': 1, 'refresh': 1},
+    'evidence': {'floor': 1, 'placebo': 0.0},
+  }
+)
 
 
 def trained(job):

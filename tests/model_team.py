@@ -45,6 +45,7 @@ def experiment(url='', cycles=5, **parts):
       'researcher': {'kind': 'llm', 'revive': 0.0, 'embedder': 'lexical', **parts.pop('researcher', {})},
       'judge': {'kind': 'llm', 'calls': 1, **parts.pop('judge', {})},
       'analyst': {'kind': 'llm', **parts.pop('analyst', {})},
+      'evidence': {'floor': 1, 'placebo': 0.0, **parts.pop('evidence', {})},
       'llm': {'base_url': url, 'backoff': 0.01, 'pause': 0.05, 'timeout': 20.0, **parts.pop('llm', {})},
       **parts,
     }

@@ -53,7 +53,7 @@ def breeding(experiment):
     sampling.select(ARCHIVE, experiment.search, experiment.fitness, np.random.default_rng(n)) for n in range(30)
   ]
   members = [entry.id for entry in pool.pool(ARCHIVE, experiment.search, experiment.fitness)]
-  return members, [(s.parent.id, [r.id for r in s.references]) for s in chosen]
+  return members, [(s.parent and s.parent.id, [r.id for r in s.references]) for s in chosen]
 
 
 def terms(experiment):
@@ -135,6 +135,8 @@ PROBES = {
   'search.references': (breeding, 1),
   'search.baseline': (breeding, 'gated_delta_net'),
   'search.match_parameters': (jobs, False),
+  'search.parents': (breeding, 'none'),
+  'training.first_seed': (jobs, 8),
   'search.baselines': (jobs, ('delta_net', 'gated_delta_net')),
   'search.anchors': (jobs, ()),
   'fitness.gain': (terms, 3.0),
@@ -190,6 +192,9 @@ MEASURED = {  # by training a tiny model: slow, in the sweep
   'tasks.examples': 16,
 }
 ELSEWHERE = {  # the test that shows what a setting does
+  'zero_shot.tasks': 'tests/evaluating_test.py::test_what_is_asked_is_what_was_set',
+  'zero_shot.limit': 'tests/evaluating_test.py::test_what_is_asked_is_what_was_set',
+  'zero_shot.max_length': 'tests/evaluating_test.py::test_what_is_asked_is_what_was_set',
   'name': 'tests/report/page_test.py::test_the_page_is_titled_by_the_name_of_the_experiment',
   'corpus.path': 'tests/shell/archive_test.py::test_a_changed_corpus_is_refused_naming_both_hashes',
   'search.cycles': 'tests/commands_test.py::test_a_search_with_more_cycles_continues',
@@ -233,6 +238,22 @@ ELSEWHERE = {  # the test that shows what a setting does
   'budget.wall_seconds': 'tests/search/budget_test.py::test_each_limit_ends_the_search_and_is_named_with_both_numbers',
   'search.in_flight': 'tests/staff_test.py::test_cycles_in_flight_overlap_and_workers_keep_to_their_places',
   'runner.workers': 'tests/staff_test.py::test_cycles_in_flight_overlap_and_workers_keep_to_their_places',
+  'evidence.floor': 'tests/cycle_test.py::test_the_baseline_gets_the_replicas_of_the_noise_floor_in_blocks_of_one_size',
+  'evidence.placebo': 'tests/cycle_test.py::test_a_placebo_passes_as_a_candidate_though_its_function_is_archived',
+  'claims.replicas': 'tests/evidence_commands_test.py::test_settings_of_claims_are_those_of_the_jobs',
+  'claims.windows': 'tests/evidence_commands_test.py::test_settings_of_claims_are_those_of_the_jobs',
+  'claims.budgets': 'tests/evidence_commands_test.py::test_settings_of_claims_are_those_of_the_jobs',
+  'claims.error': 'tests/evidence_commands_test.py::test_settings_of_claims_are_those_of_the_jobs',
+  'ladder': 'tests/evidence_commands_test.py::test_what_cannot_be_done_is_said_and_nothing_is_written',
+  'rungs.small.wall_seconds': 'tests/settings_test.py::test_a_rung_is_measured_with_its_own_sizes',
+  'rungs.small.share': 'tests/evidence/ladder_test.py::test_rungs_that_agree_let_few_climb_and_others_let_all',
+  'rungs.small.false_discoveries': 'tests/evidence/ladder_test.py::test_false_discoveries_bound_the_climb_too',
+  'rungs.small.audit': 'tests/evidence/ladder_test.py::test_some_climb_by_lot_and_never_twice',
+  'rungs.small.rounds': 'tests/settings_test.py::test_a_rung_is_measured_with_its_own_sizes',
+  **dict.fromkeys(
+    (name for name in config.flat(config.Experiment()) if name.startswith('rungs.small.') and name.count('.') == 3),
+    'tests/settings_test.py::test_a_rung_is_measured_with_its_own_sizes',
+  ),
   'researcher.repairs': 'tests/cycle_test.py::test_findings_go_back_to_the_researcher_a_set_number_of_times',
   'runner.kind': 'tests/config_test.py::test_contradictions_are_refused_with_both_values',
   'runner.jail': 'tests/shell/attacks_test.py::test_the_attacks_do_succeed_without_a_jail',
@@ -266,6 +287,24 @@ def test_a_setting_changes_what_it_says(name):
     SMALL if name.startswith(('model.', 'tasks.')) else config.from_dict({'search': {'cold_start': 5, 'refresh': 2}})
   )
   assert probe(changed(start, name, value)) != probe(start)
+
+
+def test_a_rung_is_measured_with_its_own_sizes():
+  rung = config.Rung(
+    model=dataclasses.replace(SMALL.model, layers=3),
+    training=dataclasses.replace(SMALL.training, steps=4, seeds=5),
+    evaluation=config.Evaluation(2, 2, 2),
+    tasks=dataclasses.replace(SMALL.tasks, pairs=1),
+    wall_seconds=7.0,
+    rounds=3,
+  )
+  here = config.at_rung(dataclasses.replace(SMALL, rungs={'next': rung}), 'next')
+  assert (here.model, here.training, here.evaluation, here.tasks) == (
+    rung.model, rung.training, rung.evaluation, rung.tasks
+  )  # fmt: skip
+  assert here.runner.wall_seconds == 7.0 and here.evidence.floor == 15  # a pair for every seed of the last round
+  with pytest.raises(ValueError, match="'huge' is not a rung; rungs has next"):
+    config.at_rung(dataclasses.replace(SMALL, rungs={'next': rung}), 'huge')
 
 
 def test_weights_of_the_judge():

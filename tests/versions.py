@@ -5,6 +5,7 @@
     python tests/versions.py peers-torch peers-jax # cross-checks, tests/pallas_kernels/peers_test.py
     python tests/versions.py jax-0.12 -- -k inverse -x
     python tests/versions.py small-model           # searches with a small language model, tests/small_model_test.py
+    python tests/versions.py harness               # EleutherAI's evaluation harness, tests/shell/harness_test.py
 
 Environments stand under build/environments and are kept; `--fresh` makes them anew. What requirements.lock pins is
 taken from there, JAX itself excepted. Peers are not an extra of the package, since pip could not install it: fla-core
@@ -25,6 +26,7 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 KERNELS = 'tests/pallas_kernels'
 PEERS = f'{KERNELS}/peers_test.py'
+HARNESS = 'tests/shell/harness_test.py tests/evaluating_test.py'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,7 @@ ENVIRONMENTS = {
   'peers-jax': Environment(
     '3.12', ('jax==0.11.2', *TEST_TOOLS), ('deltanet-tpu==0.3.0', 'jax-linear-attention==0.1.0'), PEERS
   ),
+  'harness': Environment('3.11', ('jax==0.10.2', '-e', '.[test,eval]'), (), HARNESS, 'not sweep'),
   'small-model': Environment(
     '3.11',
     ('jax==0.10.2', '-e', '.[test]', 'llama-cpp-python==0.3.36'),
@@ -120,7 +123,7 @@ def main():
     environment = ENVIRONMENTS[name]
     tests, marked = ('tests', 'not sweep') if options.all else (environment.tests, environment.marked)
     print(f'{name}: Python {environment.python}, {tests}', flush=True)
-    command = [python, '-m', 'pytest', '-n', 'auto', '--dist=loadfile', '-m', marked, '-rs', tests]
+    command = [python, '-m', 'pytest', '-n', 'auto', '--dist=loadfile', '-m', marked, '-rs', *tests.split()]
     # Tests that start programs of the environment find them on PATH.
     path = f'{python.parent}{os.pathsep}{os.environ["PATH"]}'
     finished = subprocess.run([*command, *sys.argv[end + 1 :]], cwd=ROOT, env={**os.environ, 'PATH': path}, check=False)

@@ -21,7 +21,7 @@ import numpy as np
 from asiarch_jax import config
 from asiarch_jax.agents import genome
 from asiarch_jax.evidence.effects import genome_of
-from asiarch_jax.evidence.held_out import held_out_loss
+from asiarch_jax.evidence.held_out import compared, held_out_loss
 from asiarch_jax.records import Cost, Entry, Judgement, Outcome, entries_of
 
 ANCHOR = 5.0  # mark of the baseline in every respect
@@ -65,7 +65,7 @@ class MeasuredJudge:
     if entry.role == 'baseline' and entry.proposal.name == self.baseline:
       return judged(self.weights, ANCHOR, ANCHOR, ANCHOR, f'{self.baseline} is the anchor of the scale')
     base = next((e for e in earlier if e.role == 'baseline' and e.proposal.name == self.baseline), None)
-    loss, base_loss = held_out_loss(entry.training), held_out_loss(base.training) if base else None
+    loss, base_loss = compared(entry.training, base.training) if base else (held_out_loss(entry.training), None)
     if base is None or loss is None or base_loss is None or not math.isfinite(base_loss):
       return None
     if not all(map(math.isfinite, (*dataclasses.astuple(entry.cost), *dataclasses.astuple(base.cost)))):

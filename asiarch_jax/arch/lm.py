@@ -52,15 +52,34 @@ class Block(nn.Module):
 
   mixer: type
   model: config.Model
-  mlp_width: int
+  mlp_width: int  # 0: no feed-forward
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, _: None = None) -> tuple[jax.Array, None]:
     model, spec = self.model, contract.spec_of(self.model)
     norm = functools.partial(nn.RMSNorm, epsilon=model.norm_epsilon, dtype=spec.dtype)
     x_BTD += contract.build(self.mixer, spec, name='mixer')(norm(name='mixer_norm')(x_BTD))
+    if not self.mlp_width:
+      return x_BTD, None
     mlp = SwiGLU(model.width, self.mlp_width, model.init_stddev, spec.dtype, name='mlp')
     return x_BTD + mlp(norm(name='mlp_norm')(x_BTD)), None
+
+
+def blocks(x_BTD: jax.Array, mixer: type, model: config.Model, mlp_width: int) -> jax.Array:
+  """Returns what the residual blocks make of `x_BTD`: they become submodules of the host that calls."""
+  block = nn.remat(Block, prevent_cse=not model.scan_layers) if model.remat else Block
+  sizes = (mixer, model, mlp_width)
+  if model.scan_layers:
+    scanned = nn.scan(
+      block,
+      variable_axes=dict.fromkeys(('params', *contract.SOWN), 0),
+      split_rngs={'params': True},
+      length=model.layers,
+    )
+    return scanned(*sizes, name=STACKED)(x_BTD, None)[0]
+  for layer in range(model.layers):
+    x_BTD, _ = block(*sizes, name=f'{ONE_BY_ONE}{layer}')(x_BTD, None)
+  return x_BTD
 
 
 class LanguageModel(nn.Module):
@@ -80,20 +99,7 @@ class LanguageModel(nn.Module):
     embedding_YD = self.param('embedding', init, (model.vocabulary, model.width), jnp.float32)
     x_BTD = embedding_YD[tokens_BT].astype(dtype)
 
-    block = nn.remat(Block, prevent_cse=not model.scan_layers) if model.remat else Block
-    sizes = (self.mixer, model, self.mlp_width or model.mlp_width)
-    if model.scan_layers:
-      scanned = nn.scan(
-        block,
-        variable_axes=dict.fromkeys(('params', *contract.SOWN), 0),
-        split_rngs={'params': True},
-        length=model.layers,
-      )
-      x_BTD, _ = scanned(*sizes, name=STACKED)(x_BTD, None)
-    else:
-      for layer in range(model.layers):
-        x_BTD, _ = block(*sizes, name=f'{ONE_BY_ONE}{layer}')(x_BTD, None)
-
+    x_BTD = blocks(x_BTD, self.mixer, model, model.mlp_width if self.mlp_width is None else self.mlp_width)
     x_BTD = nn.RMSNorm(epsilon=model.norm_epsilon, dtype=dtype, name='norm')(x_BTD)
     head_YD = embedding_YD if model.tied else self.param('head', init, embedding_YD.shape, jnp.float32)
     x_ND = x_BTD.reshape(-1, model.width)
@@ -108,7 +114,7 @@ class LanguageModel(nn.Module):
     there are.
     """
     model = dataclasses.replace(self.model, scan_layers=True, remat=False)
-    host = LanguageModel(self.mixer, model, self.mlp_width, parent=None)
+    host = type(self)(self.mixer, model, self.mlp_width, parent=None)
     parameters = host.init(key, jnp.zeros((1, 2), jnp.int32))['params']
     return parameters if self.model.scan_layers else unstacked(parameters)
 
@@ -132,7 +138,11 @@ def unstacked(parameters: Any) -> Any:
 
 def parameter_count(mixer: type, model: config.Model, mlp_width: int | None = None) -> int:
   """Returns the number of parameters of the whole model, by shapes alone: nothing is computed."""
-  host = LanguageModel(mixer, model, mlp_width)
+  return count(LanguageModel(mixer, model, mlp_width))
+
+
+def count(host: LanguageModel) -> int:
+  """Returns the number of parameters of a host, by shapes alone."""
   shapes = jax.eval_shape(host.initial_parameters, jax.random.key(0))
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
@@ -166,6 +176,25 @@ def matched_mlp_width(
       f'(at most {target * (1 + tolerance):.0f}): {remedy}'
     )
   return width, parameters
+
+
+def mlp_width_of_flops(model: config.Model, target: float, mixers: float, tolerance: float, smallest: float) -> int:
+  """Returns the feed-forward width that comes nearest to `target` FLOPs a token, `mixers` of which the mixers take.
+
+  Raises:
+    ValueError: the nearest count misses `target` by more than the share `tolerance`.
+  """
+  per_unit = flops_per_token(model, 2) - flops_per_token(model, 1)
+  without = flops_per_token(model, 1) - per_unit + mixers
+  floor = max(1, math.ceil(smallest * model.mlp_width))
+  width = max(floor, round((target - without) / per_unit))
+  reached = without + width * per_unit
+  if abs(reached - target) > tolerance * target:
+    raise ValueError(
+      f'{reached:.0f} FLOPs a token at best, {target:.0f} wanted within {tolerance:.1%}: the mixers take {mixers:.0f} '
+      f'and the feed-forward may not be narrower than {floor} (checks.smallest_mlp = {smallest} of {model.mlp_width})'
+    )
+  return width
 
 
 def flops_per_token(model: config.Model, mlp_width: int | None = None) -> float:

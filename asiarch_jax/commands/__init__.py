@@ -14,7 +14,7 @@ import pathlib
 import signal
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from absl import flags
 from rich.console import Console
@@ -22,12 +22,13 @@ from rich.console import Console
 from asiarch_jax import config
 from asiarch_jax.agents import genome, given
 from asiarch_jax.checks import source
+from asiarch_jax.commands import registry
 from asiarch_jax.evidence import effects
-from asiarch_jax.records import Entry, Job, JobResult, Limits, Outcome, Proposal, to_json
+from asiarch_jax.records import Entry, Job, JobResult, Limits, Outcome, Proposal, ZeroShot, to_json
 from asiarch_jax.report import page, text
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import corpus as corpora
-from asiarch_jax.shell import exchanges, sandbox
+from asiarch_jax.shell import exchanges, sandbox, zero_shot
 from asiarch_jax.shell import journal as journals
 from asiarch_jax.shell import runner as runners
 from asiarch_jax.shell.display import Display
@@ -102,19 +103,19 @@ def train(values: flags.FlagValues, arguments: list[str]) -> int:
 
 
 def top(values: flags.FlagValues, _: list[str]) -> int:
-  outcomes, _experiment = _read(values.workdir)
+  outcomes, experiment = _read(values.workdir)
   if values.json:
     print(json.dumps({'outcomes': text.as_json(outcomes)}))
   else:
     console = standard_output()
-    console.print(text.leaderboard(outcomes, values.limit))
-    console.print(text.summary(outcomes, _experiment.search.baseline))
+    console.print(text.leaderboard(outcomes, values.limit, experiment.search.baseline))
+    console.print(text.summary(outcomes, experiment))
   return 0
 
 
 def show(values: flags.FlagValues, arguments: list[str]) -> int:
   outcomes, _ = _read(values.workdir)
-  outcome = _named(arguments[0], outcomes)
+  outcome = named(arguments[0], outcomes)
   if values.json:
     calls = {'trace': exchanges.Traces(values.workdir).read(outcome.id)} if values.trace else {}
     print(json.dumps(to_json(outcome) | calls))
@@ -143,7 +144,7 @@ def report(values: flags.FlagValues, _: list[str]) -> int:
   workdir = pathlib.Path(values.workdir)
   out = pathlib.Path(values.out) if values.out else workdir / 'report'
   events = journals.JsonLines(workdir / 'journal.jsonl', read_only=True).events()
-  written = write_report(outcomes, out, experiment, events)
+  written = write_report(outcomes, out, experiment, events, zero_shot.every(workdir), registry.confirmed(workdir))
   print(json.dumps({'report': str(written)}) if values.json else written)
   return 0
 
@@ -152,18 +153,18 @@ def settings(values: flags.FlagValues, _: list[str]) -> int:
   experiment = experiment_of(values)
   declared = (importlib.resources.files('asiarch_jax') / 'config.py').read_text()
   chosen = config.flat(experiment)
-  rows = config.documentation(declared)
+  defaults = config.flat(config.Experiment())
   if values.json:
     print(json.dumps({name: list(v) if isinstance(v, tuple) else v for name, v in chosen.items()}))
   elif values.markdown:
     print('| setting | type | default | meaning |\n| --- | --- | --- | --- |')
-    for name, kind, default, meaning in rows:
+    for name, kind, default, meaning in config.documentation(declared):
       print(f'| `{name}` | {kind} | `{default}` | {meaning} |')
   else:
     width = max(map(len, chosen))
-    for name, _kind, default, meaning in rows:
-      changed = '' if repr(chosen[name]) == default else f'  (default {default})'
-      print(f'{name:{width}}  {chosen[name]!r:12}  {meaning}{changed}')
+    for name, _kind, value, meaning in config.documentation(declared, experiment):
+      default = f'  (default {defaults[name]!r})' if name in defaults else ''
+      print(f'{name:{width}}  {value:12}  {meaning}{default if defaults.get(name) != chosen[name] else ""}')
   return 0
 
 
@@ -238,12 +239,17 @@ def open_corpus(experiment: config.Experiment, display: Display) -> tuple[pathli
   else:
     folder = pathlib.Path(path)
   corpus = corpora.load(folder)
-  if corpus.card.vocabulary > experiment.model.vocabulary:
-    raise UsageError(
-      f'{folder} uses {corpus.card.vocabulary} token ids and model.vocabulary = {experiment.model.vocabulary}; '
-      f'set --config.model.vocabulary={corpus.card.vocabulary}'
-    )
+  require_vocabulary(experiment.model, corpus, 'model')
   return folder, corpus
+
+
+def require_vocabulary(model: config.Model, corpus: corpora.Corpus, setting: str) -> None:
+  """Refuses a model that has no row for some token of the corpus; `setting` is where its size is set."""
+  if corpus.card.vocabulary > model.vocabulary:
+    raise UsageError(
+      f'{corpus.path} uses {corpus.card.vocabulary} token ids and {setting}.vocabulary = {model.vocabulary}; '
+      f'set --config.{setting}.vocabulary={corpus.card.vocabulary}'
+    )
 
 
 def choose_jail(experiment: config.Experiment, display: Display) -> str:
@@ -305,15 +311,36 @@ def _read(workdir: str) -> tuple[tuple[Outcome, ...], config.Experiment]:
 
 
 def write_report(
-  outcomes: Sequence[Outcome], out: pathlib.Path, experiment: config.Experiment, events: Sequence[dict]
+  outcomes: Sequence[Outcome],
+  out: pathlib.Path,
+  experiment: config.Experiment,
+  events: Sequence[dict],
+  measured: Sequence[ZeroShot] = (),
+  confirmed: Collection[int] | None = None,
 ) -> pathlib.Path:
-  """Writes the report, with effects that count the changes from a baseline to its children too."""
+  """Writes the report, with effects that count the changes from a baseline to its children too.
+
+  `confirmed` are the entries that a claim has shown, None where nothing was claimed.
+  """
   designs = {name: design.to_json() for name, design in genome.GENOMES.items()}
   rows = effects.effects(outcomes, genomes=designs)
-  return page.write(outcomes, out, experiment=experiment, journal_events=events, effect_rows=rows)
+  return page.write(
+    outcomes,
+    out,
+    experiment=experiment,
+    journal_events=events,
+    effect_rows=rows,
+    zero_shot=measured,
+    confirmed=confirmed,
+  )
 
 
-def _named(argument: str, outcomes: Sequence[Outcome]) -> Outcome:
+def named(argument: str, outcomes: Sequence[Outcome]) -> Outcome:
+  """Returns the outcome with this id or name.
+
+  Raises:
+    UsageError: there is none.
+  """
   for outcome in outcomes:
     if argument.lstrip('#') == str(outcome.id) or argument == outcome.proposal.name:
       return outcome

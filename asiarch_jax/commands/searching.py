@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from asiarch_jax import commands, config, cycle
-from asiarch_jax.commands import UsageError
+from asiarch_jax.commands import UsageError, registry
 from asiarch_jax.commands.staff import Staff, staff_of, team_of
 from asiarch_jax.ports import Runner
 from asiarch_jax.records import Entry, Job, JobResult, Outcome, Progress, Rejection
@@ -26,6 +26,7 @@ from asiarch_jax.search import budget
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import journal as journals
 from asiarch_jax.shell import runner as runners
+from asiarch_jax.shell import zero_shot
 from asiarch_jax.shell.calls import Unavailable
 from asiarch_jax.shell.display import Display
 
@@ -160,7 +161,7 @@ class Search:
   def _take(self, outcome: Outcome) -> None:
     """Archives an outcome and shows it."""
     if self.experiment.search.in_flight > 1:
-      outcome = cycle.settled(outcome, self.outcomes)
+      outcome = cycle.settled(outcome, self.outcomes, self.experiment)
     arrays = self.runner.arrays(outcome.job_key) if isinstance(outcome, Entry) else {}
     self.archive.append(outcome, arrays)
     self.outcomes.append(outcome)
@@ -188,50 +189,78 @@ def search(values: flags.FlagValues, _: list[str]) -> int:
   with Display() as display, commands.terminable():
     corpus_dir, corpus = commands.open_corpus(experiment, display)
     jail = commands.choose_jail(experiment, display)
-    with (
-      archives.OrbaxArchive.open(workdir, experiment, corpus.card.content_hash) as archive,
-      staff_of(experiment, workdir, display.line, os.environ) as staff,
-    ):
-      journal = journals.JsonLines(workdir / 'journal.jsonl')
-      local = runners.LocalRunner(workdir, dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
-      run = Search(
-        experiment,
-        staff,
-        Slots(local, experiment.runner.workers),
-        journal,
-        archive,
-        display,
-        corpus.card.content_hash,
-        began,
-        list(archive.outcomes()),
-      )
-      before = len(run.outcomes)
-      if before:
-        display.line(f'{workdir}: continues after {before} outcomes')
-      _say_estimate(run)
-      try:
-        run.go()
-      except KeyboardInterrupt:
-        local.stop()
-        display.line(
-          f'stopped with {len(run.outcomes)} of {experiment.search.cycles} outcomes, all of them kept. '
-          f'To resume: {_again()}'
-        )
-        _stop(local, run.runner)
-        return commands.INTERRUPTED
-      except Unavailable as error:
-        _stop(local, run.runner)
-        raise UsageError(f'{error}; {len(run.outcomes)} outcomes are kept. To resume: {_again()}') from error
-      except BaseException:
-        _stop(local, run.runner)
-        raise
-      events = journal.events()
-  report = commands.write_report(run.outcomes, workdir / 'report', experiment, events)
-  _say_end(values, run, before, time.monotonic() - began, report)
+    local = runners.LocalRunner(workdir, dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
+    again = shlex.join(['asiarch', 'search', *sys.argv[2:]])
+    try:
+      done = conducted(experiment, workdir, local, corpus.card.content_hash, display, began, again)
+    except KeyboardInterrupt:
+      return commands.INTERRUPTED
+  report = commands.write_report(
+    done.run.outcomes,
+    workdir / 'report',
+    experiment,
+    done.events,
+    zero_shot.every(workdir),
+    registry.confirmed(workdir),
+  )
+  _say_end(values, done.run, done.before, time.monotonic() - began, report, again)
   return 0
 
 
-def _stop(runner: runners.LocalRunner, slots: Slots) -> None:
+@dataclasses.dataclass(frozen=True)
+class Conducted:
+  """A search that went to its end: how many outcomes were there before, and the events of its journal."""
+
+  run: Search
+  before: int
+  events: list[dict[str, Any]]
+
+
+def conducted(
+  experiment: config.Experiment,
+  workdir: pathlib.Path,
+  local: runners.LocalRunner,
+  corpus: str,
+  display: Display,
+  began: float,
+  again: str,
+) -> Conducted:
+  """Runs or continues the search of a workdir. `again` is the command that resumes it, told where it stops.
+
+  Raises:
+    KeyboardInterrupt: after the workers were ended.
+    UsageError: the baseline was rejected, or a language model cannot be reached.
+  """
+  with (
+    archives.OrbaxArchive.open(workdir, experiment, corpus) as archive,
+    staff_of(experiment, workdir, display.line, os.environ) as staff,
+  ):
+    journal = journals.JsonLines(workdir / 'journal.jsonl')
+    slots = Slots(local, experiment.runner.workers)
+    run = Search(experiment, staff, slots, journal, archive, display, corpus, began, list(archive.outcomes()))
+    before = len(run.outcomes)
+    if before:
+      display.line(f'{workdir}: continues after {before} outcomes')
+    _say_estimate(run)
+    try:
+      run.go()
+    except KeyboardInterrupt:
+      local.stop()
+      display.line(
+        f'stopped with {len(run.outcomes)} of {experiment.search.cycles} outcomes, all of them kept. To resume: {again}'
+      )
+      end_workers(local, slots)
+      raise
+    except Unavailable as error:
+      end_workers(local, slots)
+      raise UsageError(f'{error}; {len(run.outcomes)} outcomes are kept. To resume: {again}') from error
+    except BaseException:
+      end_workers(local, slots)
+      raise
+    return Conducted(run, before, journal.events())
+
+
+def end_workers(runner: runners.LocalRunner, slots: Slots) -> None:
   """Ends all workers, those of cycles in flight too, and sees them gone."""
   runner.stop()
   slots.drain(DRAIN_SECONDS)
@@ -246,7 +275,7 @@ def _say_estimate(run: Search) -> None:
   run.display.line(budget.told(estimate, to_come))
 
 
-def _say_end(values: flags.FlagValues, run: Search, before: int, wall: float, report: pathlib.Path) -> None:
+def _say_end(values: flags.FlagValues, run: Search, before: int, wall: float, report: pathlib.Path, again: str) -> None:
   added, spent = len(run.outcomes) - before, run.spent()
   if values.json:
     document = {
@@ -260,8 +289,8 @@ def _say_end(values: flags.FlagValues, run: Search, before: int, wall: float, re
     print(json.dumps(document))
     return
   console = commands.standard_output()
-  console.print(text.leaderboard(run.outcomes))
-  console.print(text.summary(run.outcomes, run.experiment.search.baseline))
+  console.print(text.leaderboard(run.outcomes, baseline=run.experiment.search.baseline))
+  console.print(text.summary(run.outcomes, run.experiment))
   if added:
     busy = run.runner.seconds / (wall * run.runner.places)
     console.print(
@@ -276,9 +305,5 @@ def _say_end(values: flags.FlagValues, run: Search, before: int, wall: float, re
       f'language models: {run.staff.ledger.total.calls} calls, {spent.tokens:,.0f} tokens, ${spent.dollars:.4f}'
     )
   if run.stopped:
-    console.print(f'stopped: {run.stopped}. Raise it to go on: {_again()}', soft_wrap=True)
+    console.print(f'stopped: {run.stopped}. Raise it to go on: {again}', soft_wrap=True)
   console.print(f'report: {report}', soft_wrap=True)
-
-
-def _again() -> str:
-  return shlex.join(['asiarch', 'search', *sys.argv[2:]])

@@ -11,11 +11,12 @@ from typing import Any
 from etils import epath
 
 from asiarch_jax import config, cycle
-from asiarch_jax.agents import analyst, evolution, given, judge, reading
+from asiarch_jax.agents import analyst, evolution, genome, given, judge, placebo, reading
 from asiarch_jax.cognition.retrieval import Base, nearest_texts
 from asiarch_jax.commands import UsageError, baseline_proposal
 from asiarch_jax.commands.cognition import base_of
 from asiarch_jax.dialogue import Price, price_of, prices, settings_of
+from asiarch_jax.evidence.placebo import is_placebo
 from asiarch_jax.ports import Analyst, ChatModel, Journal, Judge, Neighbours, Researcher, Runner
 from asiarch_jax.records import Progress
 from asiarch_jax.shell import library, llm
@@ -105,6 +106,8 @@ def team_of(
     own_judge, own_analyst, researcher = _models(staff, metered, own_judge, own_analyst, researcher)
   if number < len(experiment.search.baselines):
     researcher = given.Given(baseline_proposal(experiment.search.baselines[number]))
+  elif is_placebo(number, experiment):
+    researcher = _placebo(experiment)
   return cycle.Team(
     researcher=researcher,
     judge=own_judge,
@@ -112,6 +115,17 @@ def team_of(
     runner=runner,
     journal=journal,
     **({'spent': metered.spent} if metered is not None else {}),
+  )
+
+
+def _placebo(experiment: config.Experiment) -> Researcher:
+  """Returns who proposes copies of the baseline that look like this search's own candidates."""
+  offline = experiment.researcher.kind == 'evolution'
+  design = genome.GENOMES.get(experiment.search.baseline)
+  return placebo.Placebo(
+    baseline_proposal(experiment.search.baseline),
+    author='evolution' if offline else settings_of(experiment.llm, 'researcher').model,
+    genome=design.to_json() if offline and design else None,
   )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from asiarch_jax.evidence import posterior
 from asiarch_jax.records import Entry, Outcome
 from asiarch_jax.report import figures, series
 from asiarch_jax.report.markup import (
@@ -33,12 +34,13 @@ def leaderboard(outcomes: Sequence[Outcome], baseline: str) -> str:
   entries = ranked(outcomes)
   if not entries:
     return '<p class="muted">Nothing has been measured yet.</p>'
-  band = series.noise_band(outcomes, baseline)
+  band, beliefs = series.noise_band(outcomes, baseline), posterior.believed(outcomes, baseline)
   scale = Scale(*figures.interval_range(entries, band))
   columns = (
     Column('rank', 'ascending'),
     Column('mixer', 'ascending', kind='name'),
     Column('improvement', note='<small>bits per byte</small>'),
+    *((Column('believed', note='<small>chance of better</small>'),) if beliefs else ()),
     Column('95 % interval', '', note=axis(scale), kind='text'),
     Column('verdict', 'ascending', kind='text'),
     Column('held out', 'ascending', note='<small>bits per byte</small>'),
@@ -53,14 +55,17 @@ def leaderboard(outcomes: Sequence[Outcome], baseline: str) -> str:
     Column('written by', 'ascending', kind='wide text'),
   )
   listed = entries[:ROWS]
-  rows = [_row(rank, entry, scale, band) for rank, entry in enumerate(listed, 1)]
+  rows = [_row(rank, entry, scale, band, beliefs) for rank, entry in enumerate(listed, 1)]
   note = f' The best {ROWS} of {len(entries)} are listed.' if len(entries) > ROWS else ''
   zone = ' The shaded zone is where copies of the baseline would land.' if band else ''
+  believed = (
+    'Believed is the measurement drawn in by what luck can explain, all candidates taken together. ' if beliefs else ''
+  )
   return (
     f'<p class="note">Best held-out text first. Improvement is {escape(baseline)} minus the entry, paired by seed, '
     'mean over the seeds; a line that does not touch the upright one at zero means better (right) or worse (left).'
     f'{zone} Each interval stands by itself: of forty candidates that are no better, one would look better. '
-    f'Click the head of a column to sort by it.{note}</p>'
+    f'{believed}Click the head of a column to sort by it.{note}</p>'
     '<div class="tools"><label class="muted" for="search">Search</label>'
     '<input type="search" id="search" placeholder="name, author, operator, verdict">'
     f'<span class="muted" id="count" aria-live="polite">{count(len(listed), "entry", "entries")}</span></div>'
@@ -68,7 +73,7 @@ def leaderboard(outcomes: Sequence[Outcome], baseline: str) -> str:
   )
 
 
-def _row(rank: int, entry: Entry, scale: Scale, band: float | None) -> str:
+def _row(rank: int, entry: Entry, scale: Scale, band: float | None, beliefs: Mapping[int, posterior.Posterior]) -> str:
   evidence, training, fitness, said = entry.evidence, entry.training, entry.fitness, verdict(entry)
   proposal, bits = entry.proposal, test_bits(entry)
   drawn = glyph(evidence.improvement, evidence.low, evidence.high, said, scale, band) if evidence else ''
@@ -79,6 +84,7 @@ def _row(rank: int, entry: Entry, scale: Scale, band: float | None) -> str:
     cell(rank, str(rank)),
     f'<th scope="row" class="name" data-v="{name}" title="{name}">{link(entry)}{role}</th>',
     cell(evidence.improvement, signed(evidence.improvement)) if evidence else cell(None),
+    *((_belief(beliefs.get(entry.id)),) if beliefs else ()),
     f'<td class="text">{drawn}</td>',
     words(WORDS[said], f'text {tone(said)}'),
     cell(bits, f'{bits:.4f}'),
@@ -93,3 +99,9 @@ def _row(rank: int, entry: Entry, scale: Scale, band: float | None) -> str:
   found = (proposal.name, proposal.author, proposal.operator, entry.role, WORDS[said], f'#{entry.id}')
   kind = ' class="reference"' if entry.role != 'candidate' else ''
   return f'<tr{kind} data-text="{escape(" ".join(found).lower())}">{"".join(cells)}</tr>'
+
+
+def _belief(belief: posterior.Posterior | None) -> str:
+  if belief is None:
+    return cell(None)
+  return cell(belief.mean, f'{signed(belief.mean)} ({belief.probability_better:.0%})')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullLocator
 
 from asiarch_jax.records import Entry, Outcome, Rejection, entries_of
 from asiarch_jax.report import series
+from asiarch_jax.report.curve import Curve
 from asiarch_jax.report.drawing import (
   BAND,
   BLUE,
@@ -42,11 +42,11 @@ def progress(outcomes: Sequence[Outcome], baseline: str, pool: int, band: float 
   """Returns the best so far and the pool's mean against cycles, in bits per byte and in fitness."""
   entries = {entry.id: entry for entry in entries_of(outcomes)}
   with style():
-    figure = Figure(figsize=(HALF, 4.5), layout='constrained')
-    upper, lower = figure.subplots(2, 1, sharex=True)
+    figure = Figure(figsize=(WHOLE, 3.4), layout='constrained')
+    left, right = figure.subplots(1, 2, sharex=True)
     panels = (
-      (upper, 'improvement', f'Improvement over {label(baseline)}, bits per byte'),
-      (lower, 'fitness', 'Fitness'),
+      (left, 'improvement', f'Improvement over {label(baseline)}, bits per byte'),
+      (right, 'fitness', 'Fitness'),
     )
     for axes, measure, title in panels:
       axes.set_title(title)
@@ -73,8 +73,9 @@ def progress(outcomes: Sequence[Outcome], baseline: str, pool: int, band: float 
       top = max(values.max(), band or 0.0) if measure == 'improvement' else values.max()
       axes.set_ylim(low - 0.04 * (top - low or 1), top + 0.12 * (top - low or 1))
       _end_labels(axes, ids[-1], [(points.best[-1], 'best so far', BLUE), (points.pool[-1], 'pool mean', VIOLET)])
-    lower.set_xlabel('cycle')
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    for axes in (left, right):
+      axes.set_xlabel('cycle')
+      axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
   return Drawing(
     'progress',
     'Progress over cycles',
@@ -88,93 +89,63 @@ def progress(outcomes: Sequence[Outcome], baseline: str, pool: int, band: float 
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class Compute:
-  """A kind of compute that discoveries are drawn against: the fields of `series.Discoveries` and the figure's words."""
-
-  name: str
-  title: str
-  spent: str
-  units: tuple[tuple[float, str], ...]  # size and name, the smallest first; the largest that is spent twice is used
-  nothing: str
-
-
-COMPUTE = {
-  'seconds': Compute(
-    'discoveries',
-    'Discoveries against compute',
-    'Compute includes rejected proposals and baselines.',
-    ((1.0, 'accelerator-seconds'), (3600.0, 'accelerator-hours')),
-    'no accelerator time spent yet',
-  ),
-  'tokens': Compute(
-    'discoveries_by_tokens',
-    'Discoveries against tokens',
-    'The same against the tokens of language models in every role, thoughts included. Rejected proposals and baselines '
-    'count too.',
-    ((1.0, 'tokens'), (1e3, 'thousand tokens'), (1e6, 'million tokens'), (1e9, 'billion tokens')),
-    'no token spent yet',
-  ),
-  'dollars': Compute(
-    'discoveries_by_dollars',
-    'Discoveries against dollars',
-    'The same against what language models cost by the prices in the settings; a model without a price counts as free.',
-    ((1.0, 'dollars for language models'),),
-    'no dollar spent yet',
-  ),
-}
-
-
-def discoveries(
-  outcomes: Sequence[Outcome], baseline: str, against: str = 'seconds', *, band: float | None = None, best: bool = False
-) -> Drawing:
-  """Returns the cumulative count of candidates better than the baseline against a kind of COMPUTE.
+def discoveries(curve: Curve, baseline: str, *, band: float | None = None, best: bool = False) -> Drawing:
+  """Returns the cumulative count of candidates better than the baseline against what was spent, with its best fit.
 
   `best` adds the best improvement so far, over the `band` of copies of the baseline.
   """
-  counts, compute = series.discoveries(outcomes), COMPUTE[against]
-  spent: np.ndarray = np.array(getattr(counts, against))
-  unit, name = next(row for row in reversed(compute.units) if spent[-1] >= 2 * row[0] or row is compute.units[0])
+  counts, compute, (unit, name) = curve.counts, curve.compute, curve.unit
+  spent = np.array(curve.spent)
   with style():
     figure = Figure(figsize=(HALF, 4.5 if best else 3.6), layout='constrained')
     upper, *lower = figure.subplots(2 if best else 1, 1, sharex=True, squeeze=False)[:, 0]
     upper.set_title(f'Candidates better than {label(baseline)}, cumulative')
     if spent[-1] > 0:
-      _counts(upper, spent / unit, counts)
+      _counts(upper, curve)
       (lower or [upper])[0].set_xlabel(name)
     else:
       _nothing(upper, compute.nothing)
     for axes in lower:
       axes.set_title('Best improvement so far, bits per byte')
       _best_so_far(axes, spent / unit, np.array(counts.best), band)
-  read = (
-    'Solid: candidates whose 95 % interval lies wholly above zero. Dashed: those whose point estimate does. Dotted: '
-    'how many of the former chance alone would give (2.5 % of those measured) if none differed from the baseline. '
-  )
+  read = f'Solid: candidates that are {curve.word}. Dashed: those whose point estimate lies above zero. '
+  if not curve.claimed:
+    read += 'Dotted: how many intervals chance alone would put above zero (2.5 %) if none differed from the baseline. '
+  if curve.drawn:
+    read += f'The green line is what {curve.drawn[0].shape} expects, with its 95 % band. '
   if best:
     read += 'Below, the best point estimate until then: of many noisy numbers the best looks better than it is. '
   return Drawing(
     compute.name,
     compute.title,
-    (read if against == 'seconds' else '') + compute.spent,
-    f'{counts.shown[-1]} candidates shown better and {counts.estimated[-1]} better by point estimate after '
+    (read if compute.field == 'seconds' else '') + compute.spent,
+    f'{counts.shown[-1]} candidates {curve.word} and {counts.estimated[-1]} better by point estimate after '
     f'{spent[-1] / unit:.4g} {name}.',
     figure,
   )
 
 
-def _counts(axes: Axes, x: np.ndarray, counts: series.Discoveries) -> None:
+def _counts(axes: Axes, curve: Curve) -> None:
+  counts, x = curve.counts, np.array(curve.spent) / curve.unit[0]
+  shown, estimated, chance = counts.shown[-1], counts.estimated[-1], counts.chance[-1]
+  ends: list[tuple[float, str, str]] = []
+  top = float(max(estimated, shown, 1))
+  for index, fit in enumerate(curve.drawn):
+    at, lines = curve.along(fit.band)
+    if not index:
+      axes.fill_between(at, lines[1], lines[2], color=TEAL, alpha=0.13, linewidth=0)
+      top = max(top, min(lines[2][-1], 2.0 * top))
+      ends.append((lines[0][-1], fit.shape, TEAL))
+    axes.plot(at, lines[0], color=TEAL, linewidth=0.8 if index else 1.3, linestyle='-' if not index else (0, (2, 2)))
   axes.step(x, counts.estimated, where='post', color=VIOLET, linewidth=1.4, linestyle=(0, (4, 1.5)))
   axes.step(x, counts.shown, where='post', color=BLUE, linewidth=1.8)
-  axes.step(x, counts.chance, where='post', color=MUTED, linewidth=1.0, linestyle=(0, (1, 1.5)))
-  axes.set_ylim(0, max(*counts.estimated, *counts.shown, 1) * 1.1)
+  ends += [(estimated, f'{estimated} by point estimate', VIOLET), (shown, f'{shown} {curve.brief}', BLUE)]
+  if not curve.claimed:
+    axes.step(x, counts.chance, where='post', color=MUTED, linewidth=1.0, linestyle=(0, (1, 1.5)))
+    ends.append((chance, f'{chance:.1f} by chance', MUTED))
+  axes.set_ylim(0, top * 1.1)
   axes.set_xlim(0, 1.01 * x[-1])
   axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-  ends = [
-    (counts.estimated[-1], f'{counts.estimated[-1]} by point estimate', VIOLET),
-    (counts.shown[-1], f'{counts.shown[-1]} shown', BLUE),
-    (counts.chance[-1], f'{counts.chance[-1]:.1f} by chance', MUTED),
-  ]
   _end_labels(axes, x[-1], ends)
 
 

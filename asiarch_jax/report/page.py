@@ -12,15 +12,15 @@ import os
 import pathlib
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 from asiarch_jax import config
 from asiarch_jax.dialogue import total
 from asiarch_jax.evidence.effects import Effect, effects
-from asiarch_jax.records import Entry, Outcome, Rejection, entries_of
-from asiarch_jax.report import board, details, figures, models, series
+from asiarch_jax.records import Entry, Outcome, Rejection, ZeroShot, entries_of
+from asiarch_jax.report import board, curve, details, figures, models, scores, series
 from asiarch_jax.report.drawing import Drawing, png
 from asiarch_jax.report.markup import (
   Column,
@@ -58,35 +58,51 @@ def write(
   experiment: config.Experiment,
   journal_events: Sequence[Mapping[str, Any]] = (),
   effect_rows: Sequence[Effect] | None = None,
+  zero_shot: Sequence[ZeroShot] = (),
+  confirmed: Collection[int] | None = None,
 ) -> pathlib.Path:
   """Writes `index.html` and a PNG a figure into `out_dir`, and returns the path of the page.
 
   `effect_rows` are what choices in a design are worth; without them they are estimated from the genomes in `outcomes`.
+  `zero_shot` is what `asiarch evaluate` measured.
+  `confirmed` holds the ids of candidates that a claim confirmed; without it the discovery curve counts those that were
+  measured better, and says so.
 
   Raises:
+    ValueError: an id in `confirmed` is not that of a measured candidate.
     OSError: the folder cannot be written, such as on a full disk; a page that was there before is left as it was.
   """
   folder = pathlib.Path(out_dir)
   folder.mkdir(parents=True, exist_ok=True)
   outcomes = sorted(outcomes, key=lambda outcome: outcome.id)
-  drawings = draw(outcomes, experiment)
+  found = curve.curves(outcomes, confirmed)
+  drawings = draw(outcomes, experiment, found)
   rows = effects(outcomes) if effect_rows is None else effect_rows
-  text = render(outcomes, drawings, experiment=experiment, journal_events=journal_events, effect_rows=rows)
+  text = render(
+    outcomes,
+    drawings,
+    found,
+    experiment=experiment,
+    journal_events=journal_events,
+    effect_rows=rows,
+    zero_shot=zero_shot,
+  )
   for drawing in drawings.values():
     _replace(folder / f'{drawing.name}.png', png(drawing))
   _replace(folder / 'index.html', text.encode('utf-8', 'replace'))
   return folder / 'index.html'
 
 
-def draw(outcomes: Sequence[Outcome], experiment: config.Experiment) -> dict[str, Drawing]:
+def draw(
+  outcomes: Sequence[Outcome], experiment: config.Experiment, found: Mapping[str, curve.Curve]
+) -> dict[str, Drawing]:
   """Returns every figure of the report by name."""
   baseline = experiment.search.baseline
   band = series.noise_band(outcomes, baseline)
-  spent = [kind for kind in ('tokens', 'dollars') if any(getattr(outcome.spend, kind) for outcome in outcomes)]
   drawings = (
     figures.leaderboard(outcomes, baseline, band),
     figures.progress(outcomes, baseline, experiment.search.pool, band),
-    *(figures.discoveries(outcomes, baseline, against, band=band, best=bool(spent)) for against in ('seconds', *spent)),
+    *(figures.discoveries(each, baseline, band=band, best=len(found) > 1) for each in found.values()),
     figures.lineage(outcomes, baseline),
     figures.losses(outcomes, baseline),
     figures.failures(outcomes),
@@ -97,24 +113,25 @@ def draw(outcomes: Sequence[Outcome], experiment: config.Experiment) -> dict[str
 def render(
   outcomes: Sequence[Outcome],
   drawings: Mapping[str, Drawing],
+  found: Mapping[str, curve.Curve],
   *,
   experiment: config.Experiment,
   journal_events: Sequence[Mapping[str, Any]] = (),
   effect_rows: Sequence[Effect] = (),
+  zero_shot: Sequence[ZeroShot] = (),
 ) -> str:
   """Returns the page as text: a pure function of its arguments."""
   baseline = experiment.search.baseline
-  course = ''.join(
-    figure(drawings[name])
-    for name in ('progress', *(compute.name for compute in figures.COMPUTE.values()))
-    if name in drawings
-  )
+  drawn = {each.compute.name: figure(drawings[each.compute.name]) for each in found.values()}
   origins = models.origins(outcomes)
+  tasks = scores.section(outcomes, experiment, zero_shot)
   sections = (
     ('leaderboard', 'Leaderboard', board.leaderboard(outcomes, baseline)),
-    ('progress', 'Progress', f'<div class="columns">{course}</div>'),
+    ('progress', 'Progress', figure(drawings['progress'], 'whole')),
+    ('discovery', 'Discovery curve', curve.section(found, drawn)),
     ('lineage', 'Lineage', figure(drawings['lineage'], 'whole tall')),
     ('losses', 'Loss curves', figure(drawings['losses'], 'whole')),
+    *([('tasks', 'Tasks', tasks)] if tasks else []),
     ('best', 'The best', _best(outcomes, baseline)),
     ('learned', 'What was learned', _learned(outcomes, effect_rows)),
     *([('origins', 'Origin of ideas', origins)] if origins else []),

@@ -6,7 +6,7 @@ import bisect
 import dataclasses
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from scipy import stats
@@ -41,9 +41,10 @@ class Discoveries:
   """What was found after each outcome, against what was spent until then.
 
   Spent are accelerator-seconds, and tokens and dollars of language models. `shown` counts the candidates whose interval
-  excludes zero, `estimated` those whose point estimate lies above zero, `chance` is what one would expect of `shown` if
-  every candidate measured so far equalled the baseline. `best` is the best improvement so far in bits per byte, nan
-  before the first.
+  excludes zero, or those that are named as confirmed; `estimated` those whose point estimate lies above zero; `chance`
+  is what one would expect of intervals above zero if every candidate measured so far equalled the baseline. `best` is
+  the best improvement so far in bits per byte, nan before the first. `trial` says which steps tried a proposal: at the
+  others a baseline or an anchor was measured.
   """
 
   seconds: tuple[float, ...]
@@ -53,6 +54,7 @@ class Discoveries:
   estimated: tuple[int, ...]
   chance: tuple[float, ...]
   best: tuple[float, ...]
+  trial: tuple[bool, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,21 +138,36 @@ def progress(outcomes: Iterable[Outcome], pool: int, measure: str) -> Progress:
   return Progress(tuple(ids), tuple(values), tuple(best), tuple(means))
 
 
-def discoveries(outcomes: Iterable[Outcome], level: float = 0.95) -> Discoveries:
-  """Returns the cumulative counts of candidates better than the baseline, in order of id, beginning at zero."""
+def discoveries(
+  outcomes: Iterable[Outcome], level: float = 0.95, *, confirmed: Collection[int] | None = None
+) -> Discoveries:
+  """Returns the cumulative counts of candidates better than the baseline, in order of id, beginning at zero.
+
+  `confirmed` holds the ids of those that count as shown; without it they are those whose interval lies above zero.
+
+  Raises:
+    ValueError: an id in `confirmed` is not that of a measured candidate.
+  """
+  outcomes = sorted(outcomes, key=lambda outcome: outcome.id)
+  known = {outcome.id for outcome in outcomes if isinstance(outcome, Entry) and outcome.role == 'candidate'}
+  if strange := set(confirmed or ()) - known:
+    raise ValueError(f'confirmed names {min(strange)}, which is no measured candidate of this archive; leave it out')
   seconds, tokens, dollars, best = [0.0], [0], [0.0], [math.nan]
   shown, estimated, measured = [0], [0], [0]
-  for outcome in sorted(outcomes, key=lambda outcome: outcome.id):
+  for outcome in outcomes:
     evidence = outcome.evidence if isinstance(outcome, Entry) and outcome.role == 'candidate' else None
     seconds.append(seconds[-1] + outcome.timing.accelerator_seconds)
     tokens.append(tokens[-1] + outcome.spend.tokens)
     dollars.append(dollars[-1] + outcome.spend.dollars)
     best.append(float(np.fmax(best[-1], evidence.improvement)) if evidence else best[-1])
-    shown.append(shown[-1] + (evidence is not None and evidence.low > 0))
+    better = evidence is not None and evidence.low > 0
+    shown.append(shown[-1] + (better if confirmed is None else outcome.id in confirmed))
     estimated.append(estimated[-1] + (evidence is not None and evidence.improvement > 0))
     measured.append(measured[-1] + (evidence is not None))
   chance = tuple(count * (1 - level) / 2 for count in measured)
-  return Discoveries(tuple(seconds), tuple(tokens), tuple(dollars), tuple(shown), tuple(estimated), chance, tuple(best))
+  trial = tuple(isinstance(outcome, Rejection) or outcome.role == 'candidate' for outcome in outcomes)
+  spent = (tuple(seconds), tuple(tokens), tuple(dollars))
+  return Discoveries(*spent, tuple(shown), tuple(estimated), chance, tuple(best), trial)
 
 
 def stages(outcomes: Iterable[Outcome]) -> tuple[Stage, ...]:

@@ -22,8 +22,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from asiarch_jax.config import JUDGE_WEIGHTS
+from asiarch_jax.config import JUDGE_WEIGHTS, Experiment
 from asiarch_jax.dialogue import total as sum_of
+from asiarch_jax.evidence import placebo, posterior, promotion
 from asiarch_jax.records import Entry, Judgement, Outcome, Rejection, entries_of, to_json
 from asiarch_jax.report.origins import idea
 from asiarch_jax.report.series import verdict
@@ -55,8 +56,12 @@ def ranked(outcomes: Sequence[Outcome]) -> list[Entry]:
   return sorted(entries_of(outcomes), key=lambda entry: (np.isnan(test_bits(entry)), test_bits(entry), entry.id))
 
 
-def leaderboard(outcomes: Sequence[Outcome], limit: int = 20) -> RenderableType:
-  """Returns the table of the best entries, with the interval of each improvement over the baseline."""
+def leaderboard(outcomes: Sequence[Outcome], limit: int = 20, baseline: str = '') -> RenderableType:
+  """Returns the table of the best entries, with the interval of each improvement over the baseline.
+
+  With the name of the `baseline`, what is believed of each stands beside what was measured.
+  """
+  beliefs = posterior.believed(outcomes, baseline)
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   for name, justify, widest in (
     ('#', 'right', 3),
@@ -64,6 +69,7 @@ def leaderboard(outcomes: Sequence[Outcome], limit: int = 20) -> RenderableType:
     ('bits/byte', 'right', 9),
     ('better by', 'right', 9),
     ('95 % interval', 'center', 18),
+    *((('believed', 'right', 9),) if beliefs else ()),
     ('verdict', 'left', 6),
     ('fitness', 'right', 5),
     ('params', 'right', 1),
@@ -80,6 +86,7 @@ def leaderboard(outcomes: Sequence[Outcome], limit: int = 20) -> RenderableType:
       f'{test_bits(entry):.4f}',
       f'{evidence.improvement:+.4f}' if evidence else '',
       f'{evidence.low:+.4f} .. {evidence.high:+.4f}' if evidence else '',
+      *((f'{beliefs[entry.id].mean:+.4f}' if entry.id in beliefs else '',) if beliefs else ()),
       plain(said, style={'better': 'green', 'worse': 'red'}.get(said, 'dim')),
       f'{entry.fitness.total:.3f}' if entry.fitness else '',
       f'{entry.training.parameters:,}',
@@ -216,8 +223,9 @@ def _measurements(entry: Entry) -> list[RenderableType]:
   return [table, *(plain(line) for line in lines)]
 
 
-def summary(outcomes: Sequence[Outcome], baseline: str) -> RenderableType:
-  """Returns what a search came to: counts, rejections by stage, how many are shown better, what was learned."""
+def summary(outcomes: Sequence[Outcome], experiment: Experiment) -> RenderableType:
+  """Returns what a search came to: counts, rejections by stage, how many are better, placebos, what was learned."""
+  baseline = experiment.search.baseline
   entries = [entry for entry in entries_of(outcomes) if entry.role == 'candidate']
   rejections = Counter(outcome.stage for outcome in outcomes if isinstance(outcome, Rejection))
   shown = [entry for entry in entries if verdict(entry) == 'better']
@@ -228,6 +236,7 @@ def summary(outcomes: Sequence[Outcome], baseline: str) -> RenderableType:
     + '.',
     f'{len(shown)} of {len(entries)} better than {baseline} with an interval that excludes zero '
     '(each interval by itself; the best of many looks better than it is).',
+    *_beliefs(outcomes, experiment),
   ]
   whole = sum_of(outcome.spend for outcome in outcomes)
   if said := spent(whole):
@@ -243,6 +252,26 @@ def summary(outcomes: Sequence[Outcome], baseline: str) -> RenderableType:
     parts.append(plain('\nWhat was learned', style='bold'))
     parts += [plain(f'  {lesson}') for lesson in lessons]
   return Group(*parts)
+
+
+def _beliefs(outcomes: Sequence[Outcome], experiment: Experiment) -> list[str]:
+  """Returns what is believed of all candidates together, and what copies of the baseline would have been taken for."""
+  beliefs = posterior.believed(outcomes, experiment.search.baseline)
+  if not beliefs:
+    return []
+  chosen = promotion.promoted(tuple(beliefs.values()))
+  lines = [
+    f'Taken together, {len(chosen)} are believed better with at most 5 % of them expected not to be ("believed": the '
+    'measurement, drawn in by what luck can explain; docs/EVIDENCE.md).'
+  ]
+  copies = placebo.placebos(entries_of(outcomes), experiment)
+  if copies:
+    taken = sum(one.id in {copy.id for copy in copies} for one in chosen)
+    lines.append(
+      f'{len(copies)} of the measured are copies of {experiment.search.baseline} that nobody was told of: '
+      f'{sum(verdict(copy) == "better" for copy in copies)} measured better, {taken} are among the believed.'
+    )
+  return lines
 
 
 def learned(outcomes: Sequence[Outcome], limit: int = 8) -> list[str]:

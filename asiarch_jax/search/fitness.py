@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Sequence
 
 from asiarch_jax import config
-from asiarch_jax.evidence.held_out import held_out_loss
+from asiarch_jax.evidence.held_out import compared
 from asiarch_jax.records import Entry, Fitness, TaskScore
 
 
@@ -95,14 +95,14 @@ def mean_accuracies(scores: Sequence[TaskScore], base_scores: Sequence[TaskScore
 def composite(entry: Entry, base: Entry, rule: config.FitnessRule) -> Fitness:
   """Returns the fitness of an entry against the baseline's entry: the mean of the terms that could be measured.
 
-  The loss is the mean test bits per byte of the chosen replicas (`held_out_loss`), the tasks are the mean of accuracies
-  (`mean_accuracies`), the judge's term is there when the entry carries a judgement. The baseline against itself gives
-  0.5 for loss and tasks.
+  The loss is the mean test bits per byte of the chosen replicas over shared seeds (`compared`), the tasks are the mean
+  of accuracies (`mean_accuracies`), the judge's term is there when the entry carries a judgement. The baseline against
+  itself gives 0.5 for loss and tasks.
 
   Raises:
     ValueError: no term can be measured.
   """
-  loss, base_loss = held_out_loss(entry.training), held_out_loss(base.training)
+  loss, base_loss = compared(entry.training, base.training)
   tasks = mean_accuracies(entry.scores, base.scores)
   comparable = loss is not None and base_loss is not None and math.isfinite(base_loss)
   terms = {

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from asiarch_jax import config
-from asiarch_jax.evidence.held_out import held_out_loss
+from asiarch_jax.evidence.held_out import compared
 from asiarch_jax.records import Entry, Outcome, entries_of
 from asiarch_jax.search import fitness
 
@@ -81,7 +81,7 @@ def barred(entry: Entry, base: Entry | None, search: config.Search, rule: config
 
 
 def _filtered(entry: Entry, base: Entry, rule: config.FitnessRule) -> str | None:
-  loss, base_loss = held_out_loss(entry.training), held_out_loss(base.training)
+  loss, base_loss = compared(entry.training, base.training)
   if loss is None or base_loss is None or not math.isfinite(base_loss):
     return 'no held-out loss to compare with the baseline'
   change = fitness.relative_change(loss, base_loss)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from asiarch_jax import config
-from asiarch_jax.records import Outcome, Selection
-from asiarch_jax.search.pool import pool
+from asiarch_jax.records import Outcome, Selection, entries_of
+from asiarch_jax.search.pool import baseline_of, pool
 
 
 def select(
@@ -22,8 +22,13 @@ def select(
   original gives fewer or none. Ranks beyond a small pool's end are not there to be drawn; if no rank of `parent_ranks`
   is, the parent is the last of the pool. An empty pool gives no parent: start afresh.
 
+  `search.parents` makes control arms of it: 'baseline' gives the baseline and no references, so that nothing found is
+  built upon; 'none' gives no parent.
+
   Reads nothing but its arguments: the same outcomes and the same generator give the same selection.
   """
+  if search.parents != 'pool':
+    return Selection(baseline_of(entries_of(outcomes), search) if search.parents == 'baseline' else None)
   ranked = pool(outcomes, search, rule)
   if not ranked:
     return Selection(parent=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -18,13 +18,17 @@ BREAK = re.compile(r'(?<=\S) (?=\S)')  # byte-level and metaspace tokenizers giv
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-  """`encode(text)` gives token ids of `dtype` in [0, vocabulary); `end` is the id that follows every document."""
+  """`encode(text)` gives token ids of `dtype` in [0, vocabulary); `end` is the id that follows every document.
+
+  `decode(ids)` gives text back; bytes that are not UTF-8, such as half a character, become U+FFFD.
+  """
 
   name: str  # bytes, or sha256: and the hash of `file`
   vocabulary: int
   end: int
   dtype: str
   encode: Callable[[str], np.ndarray]
+  decode: Callable[[Sequence[int]], str]
   file: bytes | None = None  # the JSON of the tokenizer, to lie beside the corpus
 
 
@@ -39,7 +43,14 @@ def encoding(tokenizer: str) -> Encoding:
     ValueError: the file is not a tokenizer, or its vocabulary exceeds 2^32.
   """
   if tokenizer == BYTES:
-    return Encoding(BYTES, 256, 0, 'uint8', lambda text: np.frombuffer(text.encode('utf-8'), np.uint8))
+    return Encoding(
+      BYTES,
+      256,
+      0,
+      'uint8',
+      lambda text: np.frombuffer(text.encode('utf-8'), np.uint8),
+      lambda ids: bytes(ids).decode('utf-8', 'replace'),
+    )
   path = epath.Path(tokenizer)
   if not path.exists():
     raise FileNotFoundError(f'{tokenizer}: no such tokenizer; give "bytes" or a Hugging Face tokenizers JSON file')
@@ -66,7 +77,10 @@ def encoding(tokenizer: str) -> Encoding:
     pieces = [model.encode(piece, add_special_tokens=False).ids for piece in _pieces(text)]
     return np.asarray([number for piece in pieces for number in piece], dtype)
 
-  return Encoding(f'sha256:{hashlib.sha256(written).hexdigest()}', vocabulary, end, dtype, encode, written)
+  def decode(ids: Sequence[int]) -> str:
+    return model.decode(list(ids), skip_special_tokens=False)
+
+  return Encoding(f'sha256:{hashlib.sha256(written).hexdigest()}', vocabulary, end, dtype, encode, decode, written)
 
 
 def _pieces(text: str) -> Iterator[str]:

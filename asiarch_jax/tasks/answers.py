@@ -10,11 +10,15 @@ from asiarch_jax import config
 from asiarch_jax.batch import Batch
 
 
+def likeliest(logits_BTY: Float[Array, 'B T Y']) -> Int[Array, 'B T']:
+  """Returns the likeliest token, -1 where the best logit is not finite."""
+  finite_BT = jnp.isfinite(jnp.max(logits_BTY, axis=-1))
+  return jnp.where(finite_BT, jnp.argmax(logits_BTY, axis=-1), -1)
+
+
 def correct(logits_BTY: Float[Array, 'B T Y'], targets_BT: Int[Array, 'B T']) -> Bool[Array, 'B T']:
   """Returns where the likeliest token is the target. A position without a finite best logit is wrong."""
-  best_BT = jnp.argmax(logits_BTY, axis=-1)
-  finite_BT = jnp.isfinite(jnp.max(logits_BTY, axis=-1))
-  return (best_BT == targets_BT) & finite_BT
+  return likeliest(logits_BTY) == targets_BT
 
 
 def accuracy(logits_BTY: Float[Array, 'B T Y'], batch: Batch) -> tuple[Float[Array, ' B'], Float[Array, ' B']]:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from asiarch_jax import config
 from asiarch_jax.batch import Batch
+from asiarch_jax.suites import Sequences
 from asiarch_jax.tasks import answers
 from asiarch_jax.tasks.task import Task
 
@@ -43,19 +44,61 @@ def make(key: jax.Array, tasks: config.Tasks, batch: int, length: int, vocabular
     raise ValueError(
       f'tasks.length = {tasks.length} has no room for {P} pairs and {P} queries; use tasks.length >= {4 * P}'
     )
-  # One draw, cut in three: every further call of the generator costs half a second of compilation.
-  noise_BN = jax.random.gumbel(key, (batch, tasks.symbols - 1 + slots))
-  keys_BP = 1 + _distinct(noise_BN[:, : first_value - 1], P)
-  values_BP = first_value + _distinct(noise_BN[:, first_value - 1 : tasks.symbols - 1], P)
-  gaps_BP = _distinct(noise_BN[:, -slots:] + (POWER - 1) * jnp.log(jnp.arange(1, slots + 1)), P)
-
-  pairs_BL = jnp.stack([keys_BP, values_BP], axis=-1).reshape(batch, 2 * P)
-  tokens_BL = jnp.zeros((batch, tasks.length), jnp.int32).at[:, : 2 * P].set(pairs_BL)
-  rows_B1 = jnp.arange(batch)[:, None]
-  queries_BP = 2 * P + 2 * gaps_BP
-  tokens_BL = tokens_BL.at[rows_B1, queries_BP].set(keys_BP)
-  targets_BL = jnp.zeros_like(tokens_BL).at[rows_B1, queries_BP].set(values_BP)
+  tokens_BL, targets_BL = sequences(key, batch, tasks.length, P, tasks.symbols)
   return answers.padded(tokens_BL, targets_BL, targets_BL > 0, length)
+
+
+def of_kind(key: jax.Array, kind: Sequences, rows: int, training: bool) -> Batch:
+  """Returns `rows` sequences of a suite [rows, length], in training as in testing.
+
+  Raises:
+    ValueError: too few symbols or too short a sequence.
+  """
+  del training
+  P, U, first_value = kind.pairs, kind.updates, kind.vocabulary // 2
+  if U > P:
+    raise ValueError(f'updates = {U} exceeds pairs = {P}; every key is updated once at most')
+  if min(first_value - 1, kind.vocabulary - first_value - U) < P:
+    raise ValueError(
+      f'pairs = {P} with updates = {U} need {2 * P + 2 * U + 2} symbols, vocabulary = {kind.vocabulary}; raise it'
+    )
+  if kind.length < 4 * P + 2 * U:
+    raise ValueError(
+      f'length = {kind.length} has no room for {P + U} pairs and {P} queries; use at least {4 * P + 2 * U}'
+    )
+  tokens_BL, targets_BL = sequences(key, rows, kind.length, P, kind.vocabulary, U)
+  return answers.padded(tokens_BL, targets_BL, targets_BL > 0, kind.length)
+
+
+def sequences(
+  key: jax.Array, rows: int, length: int, pairs: int, symbols: int, updates: int = 0
+) -> tuple[jax.Array, jax.Array]:
+  """Returns tokens and targets [rows, length], targets 0 where nothing is asked.
+
+  `updates` of the keys stand a second time behind the pairs, each with another value, which is the one asked for
+  (zoology's `forgetting_mqar`).
+  """
+  P, U, first_value = pairs, updates, symbols // 2
+  shown = 2 * (P + U)
+  slots = (length - shown) // 2
+  # One draw, cut in three: every further call of the generator costs half a second of compilation.
+  noise_BN = jax.random.gumbel(key, (rows, symbols - 1 + slots + (P if U else 0)))
+  keys_BP = 1 + _distinct(noise_BN[:, : first_value - 1], P)
+  drawn_BV = first_value + _distinct(noise_BN[:, first_value - 1 : symbols - 1], P + U)
+  gap_noise_BN = noise_BN[:, symbols - 1 : symbols - 1 + slots]
+  gaps_BP = _distinct(gap_noise_BN + (POWER - 1) * jnp.log(jnp.arange(1, slots + 1)), P)
+  values_BP = drawn_BV[:, :P]
+  pairs_BL = jnp.stack([keys_BP, values_BP], axis=-1).reshape(rows, 2 * P)
+  rows_B1 = jnp.arange(rows)[:, None]
+  if U:
+    updated_BU = _distinct(noise_BN[:, -P:], U)
+    again_BU2 = jnp.stack([keys_BP[rows_B1, updated_BU], drawn_BV[:, P:]], axis=-1)
+    pairs_BL = jnp.concatenate([pairs_BL, again_BU2.reshape(rows, 2 * U)], axis=1)
+    values_BP = values_BP.at[rows_B1, updated_BU].set(drawn_BV[:, P:])
+  tokens_BL = jnp.zeros((rows, length), jnp.int32).at[:, :shown].set(pairs_BL)
+  queries_BP = shown + 2 * gaps_BP
+  tokens_BL = tokens_BL.at[rows_B1, queries_BP].set(keys_BP)
+  return tokens_BL, jnp.zeros_like(tokens_BL).at[rows_B1, queries_BP].set(values_BP)
 
 
 def _distinct(scores_BN: jax.Array, count: int) -> jax.Array:

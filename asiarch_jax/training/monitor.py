@@ -14,17 +14,18 @@ import numpy as np
 from asiarch_jax import config, records
 
 PATIENCE = 3  # calls in a row that must be slow: one may meet another process
+REACHED = 'reached'  # what the run was for: no failure
 
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-  """Why a run ended: `kind` is a key of `records.FAILURES`, `reason` a sentence with both numbers."""
+  """Why a run ended: `kind` is a key of `records.FAILURES`, or REACHED; `reason` a sentence with both numbers."""
 
   kind: str
   reason: str
 
   def __post_init__(self) -> None:
-    if self.kind not in records.FAILURES:
+    if self.kind not in (*records.FAILURES, REACHED):
       raise ValueError(f'{self.kind!r} is none of {sorted(records.FAILURES)}')
 
 

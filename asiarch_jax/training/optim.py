@@ -49,12 +49,15 @@ def matrices(parameters: Any) -> Any:
   return jax.tree_util.tree_map_with_path(is_matrix, parameters)
 
 
-def adamw(training: config.Training) -> optax.GradientTransformation:
-  """Returns clip, Adam and decay, up to the learning rate: its update is multiplied by minus the rate of the step."""
+def adamw(training: config.Training, weight_decay: jax.Array | None = None) -> optax.GradientTransformation:
+  """Returns clip, Adam and decay, up to the learning rate: its update is multiplied by minus the rate of the step.
+
+  `weight_decay`, which may be traced, stands for the configured one where replicas differ in it.
+  """
   return optax.chain(
     optax.clip_by_global_norm(training.clip),
     optax.scale_by_adam(training.b1, training.b2, training.epsilon),
-    optax.add_decayed_weights(training.weight_decay, matrices),
+    optax.add_decayed_weights(training.weight_decay if weight_decay is None else weight_decay, matrices),
   )
 
 

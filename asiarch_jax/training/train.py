@@ -1,9 +1,9 @@
 """All replicas of a candidate in one compiled program: `vmap` over local replicas inside `jax.shard_map`.
 
-Replica r has the seed of index r // L and the learning rate of index r % L, for L learning rates. A call of the program
-is `training.steps_per_call` steps in one `lax.scan`; per-device code with explicit collectives, so that proposals and
-Pallas calls never meet an automatic partitioner. Gradients are averaged over the mesh axis `data` only: replicas never
-meet.
+Replica r has the seed of index first_seed + r // L and the learning rate of index r % L, for L learning rates. A call
+of the program is `training.steps_per_call` steps in one `lax.scan`; per-device code with explicit collectives, so that
+proposals and Pallas calls never meet an automatic partitioner. Gradients are averaged over the mesh axis `data` only:
+replicas never meet.
 
 A replica's numbers are a function of (seed, its seed index, its learning rate, its batches): the same one runs beside
 any others. One `Trainer` compiles once and fits several times.
@@ -43,6 +43,13 @@ class State(NamedTuple):
   parameters: Any
   optimiser: Any
   step: jax.Array
+
+
+class Peak(NamedTuple):
+  """What replicas differ in beside their seed."""
+
+  rate: Any
+  weight_decay: Any
 
 
 class Snapshot(NamedTuple):
@@ -87,7 +94,8 @@ class Trainer:
   """One host, one mesh, one compiled step, any number of fits.
 
   `host` is duck-typed: `initial_parameters(key)` and Linen's `apply`. `seed` and a replica's seed index make its key.
-  `clock` gives seconds. Nothing is compiled before the first fit.
+  `clock` gives seconds. `weight_decays` has one for each learning rate; None takes the configured one for all. Nothing
+  is compiled before the first fit.
   """
 
   def __init__(
@@ -99,10 +107,16 @@ class Trainer:
     *,
     clock: Callable[[], float],
     layout: str | None = None,
+    weight_decays: Sequence[float] | None = None,
   ) -> None:
     self.host, self.training, self.mesh, self.seed, self.clock = host, training, mesh, seed, clock
     self.layout = layout or LAYOUTS.get(mesh.devices.flat[0].platform, 'vmap')
     self.rates = np.asarray(training.learning_rates, np.float32)
+    self.decays = np.full_like(self.rates, training.weight_decay)
+    if weight_decays is not None:
+      self.decays = np.asarray(weight_decays, np.float32)
+    if len(self.decays) != len(self.rates):
+      raise ValueError(f'{len(self.decays)} weight decays for {len(self.rates)} learning rates; give one for each')
     self.replicas = training.seeds * len(self.rates)
     self.compile_seconds = 0.0
     self._evaluators: dict[Any, Any] = {}
@@ -136,7 +150,8 @@ class Trainer:
     rates = self.rates if learning_rates is None else np.asarray(learning_rates, np.float32)
     if len(rates) != len(self.rates):
       raise ValueError(f'{len(rates)} learning rates for a program of {len(self.rates)}; build another Trainer')
-    rates_R = sharding.place(np.tile(rates, training.seeds), self.mesh, sharding.REPLICAS)
+    peaks = Peak(np.tile(rates, training.seeds), np.tile(self.decays, training.seeds))
+    peaks_R = sharding.place(peaks, self.mesh, sharding.REPLICAS)
     logs = steps // per_call
 
     state = self._initial(self._keys())
@@ -163,7 +178,7 @@ class Trainer:
 
     reached = done
     for log in range(done, logs):
-      state, losses_KR = run(state, self._call_batches(batches, log), rates_R, total)
+      state, losses_KR = run(state, self._call_batches(batches, log), peaks_R, total)
       if pending is not None:
         stopped, reached = fetch(*pending), log
         pending = None
@@ -223,30 +238,31 @@ class Trainer:
     auxiliary = sum((jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(sown.get('losses', {}))), 0.0)
     return entropy + auxiliary, entropy
 
-  def _update(self, state: State, batch: Batch, rate: jax.Array, steps: jax.Array) -> tuple[State, jax.Array]:
+  def _update(self, state: State, batch: Batch, peak: Peak, steps: jax.Array) -> tuple[State, jax.Array]:
     """Returns one replica after one step, and its cross entropy."""
     weight = jax.lax.pmean(jnp.sum(batch.weights), sharding.DATA)
     (_, entropy), gradient = jax.value_and_grad(self._loss, has_aux=True)(
       state.parameters, batch, jnp.maximum(weight, 1e-9)
     )
     gradient, entropy = jax.lax.pmean((gradient, entropy), sharding.DATA)
-    update, optimiser = optim.adamw(self.training).update(gradient, state.optimiser, state.parameters)
-    now = optim.learning_rate(rate, state.step, steps, self.training)
+    chain = optim.adamw(self.training, peak.weight_decay)
+    update, optimiser = chain.update(gradient, state.optimiser, state.parameters)
+    now = optim.learning_rate(peak.rate, state.step, steps, self.training)
     parameters = jax.tree.map(lambda old, change: old - now * change, state.parameters, update)
     return State(parameters, optimiser, state.step + 1), entropy
 
   # All replicas.
 
-  def _call(self, state: State, batches: Batch, rates_R: jax.Array, steps: jax.Array) -> tuple[State, jax.Array]:
+  def _call(self, state: State, batches: Batch, peaks_R: Peak, steps: jax.Array) -> tuple[State, jax.Array]:
     """Returns all local replicas after a call, and their cross entropies [K, R]. Batches are [K, R, B, T]."""
 
-    def one(state: State, batches_K: Batch, rate: jax.Array) -> tuple[State, jax.Array]:
-      return jax.lax.scan(lambda now, batch: self._update(now, batch, rate, steps), state, batches_K)
+    def one(state: State, batches_K: Batch, peak: Peak) -> tuple[State, jax.Array]:
+      return jax.lax.scan(lambda now, batch: self._update(now, batch, peak, steps), state, batches_K)
 
     if self.layout == 'vmap':
-      return jax.vmap(one, in_axes=(0, 1, 0), out_axes=(0, 1))(state, batches, rates_R)
+      return jax.vmap(one, in_axes=(0, 1, 0), out_axes=(0, 1))(state, batches, peaks_R)
     by_replica = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), batches)
-    state, losses_RK = jax.lax.map(lambda replica: one(*replica), (state, by_replica, rates_R))
+    state, losses_RK = jax.lax.map(lambda replica: one(*replica), (state, by_replica, peaks_R))
     return state, losses_RK.T
 
   def _fresh(self, keys_R: jax.Array) -> State:
@@ -257,8 +273,8 @@ class Trainer:
     return jax.vmap(one)(keys_R)
 
   def _keys(self) -> jax.Array:
-    root, rates = jax.random.PRNGKey(self.seed), len(self.rates)
-    keys = np.stack([np.asarray(jax.random.fold_in(root, r // rates)) for r in range(self.replicas)])
+    root, rates, first = jax.random.PRNGKey(self.seed), len(self.rates), self.training.first_seed
+    keys = np.stack([np.asarray(jax.random.fold_in(root, first + r // rates)) for r in range(self.replicas)])
     return sharding.place(keys, self.mesh, sharding.REPLICAS)
 
   def _call_batches(self, batches: Batches, log: int) -> Batch:
@@ -296,14 +312,14 @@ class Trainer:
     state = jax.tree.map(
       lambda leaf: self._shaped(leaf.shape, leaf.dtype, sharding.REPLICAS), jax.eval_shape(self._fresh, keys)
     )
-    rates = self._shaped((self.replicas,), jnp.float32, sharding.REPLICAS)
+    peaks = Peak(*2 * [self._shaped((self.replicas,), jnp.float32, sharding.REPLICAS)])
     total = jax.ShapeDtypeStruct((), jnp.float32)
     call = self._sharded(
       self._call,
       (sharding.REPLICAS, sharding.STEPS, sharding.REPLICAS, P()),
       (sharding.REPLICAS, sharding.LOSSES),
     )
-    return self._compiled(call, (state, batch, rates, total), donate_argnums=0)
+    return self._compiled(call, (state, batch, peaks, total), donate_argnums=0)
 
   def _evaluator(self, parameters: Any, batch: Batch, scores: Mapping[str, Score]) -> Any:
     rows = self._rows(batch)

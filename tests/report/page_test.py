@@ -16,7 +16,7 @@ import pytest
 
 from asiarch_jax import config, records
 from asiarch_jax.evidence.effects import Effect
-from asiarch_jax.report import details, figures, markup, page
+from asiarch_jax.report import curve, details, figures, markup, page
 from asiarch_jax.report.drawing import ROLES, label
 from tests import samples
 
@@ -99,7 +99,7 @@ def test_every_link_leads_somewhere_on_the_page(forty):
 def test_sections_are_unique_and_figures_say_what_they_show(forty):
   _, _, _, reader = forty
   sections = [attributes['id'] for attributes in reader.named('h2')]
-  assert len(sections) == len(set(sections)) == 10
+  assert len(sections) == len(set(sections)) == 12 and 'discovery' in sections
   pictures = [attributes for attributes in reader.named('svg') if attributes.get('class') == 'figure']
   assert len(pictures) == 5 == len(reader.named('figcaption'))
   assert all(len(attributes['aria-label']) > 20 for attributes in pictures)
@@ -226,7 +226,7 @@ def test_a_search_with_models_shows_origins_spend_and_discoveries_against_each(t
   outcomes, folder, text, reader = thought
   drawn = {'discoveries_by_tokens.png', 'discoveries_by_dollars.png'}
   assert {path.name for path in folder.iterdir()} == PICTURES | drawn | {'index.html'}
-  assert len(reader.named('h2')) == 11 and 'origins' in {attributes['id'] for attributes in reader.named('h2')}
+  assert len(reader.named('h2')) == 13 and 'origins' in {attributes['id'] for attributes in reader.named('h2')}
   shown = ' '.join(''.join(reader.text).split())
   calls, tokens = (sum(getattr(outcome.spend, name) for outcome in outcomes) for name in ('calls', 'tokens'))
   assert f'{markup.scaled(tokens)} tokens in {calls} calls' in shown
@@ -234,6 +234,28 @@ def test_a_search_with_models_shows_origins_spend_and_discoveries_against_each(t
   assert 'Best improvement so far' in text
   targets = {attributes['id'] for _, attributes in reader.elements if 'id' in attributes}
   assert all(attributes['href'][1:] in targets for attributes in reader.named('a'))
+
+
+def test_the_discovery_curve_says_what_it_counts_and_which_shapes_are_excluded(thought, forty):
+  for outcomes, _, _, reader in (thought, forty):
+    shown = ' '.join(''.join(reader.text).split())
+    assert 'measured better (not yet claimed)' in shown and 'by chance' in shown
+    for each in curve.curves(outcomes).values():
+      assert each.fitted.verdict in shown
+    for shape in ('linear', 'power law', 'saturating'):
+      assert shape in shown
+  assert 'Discoveries against tokens' in ''.join(thought[3].text)
+
+
+def test_confirmed_entries_are_counted_where_they_are_named(tmp_path):
+  outcomes = samples.archive(12)
+  candidates = [entry.id for entry in records.entries_of(outcomes) if entry.role == 'candidate']
+  _, reader = written(outcomes, tmp_path, confirmed={candidates[0], candidates[-1]})
+  shown = ' '.join(''.join(reader.text).split())
+  assert 'entries that a confirmatory run confirmed' in shown and '2 confirmed' in shown
+  assert 'not yet claimed' not in shown and 'by chance' not in shown
+  with pytest.raises(ValueError, match='confirmed names 0, which is no measured candidate'):
+    written(outcomes, tmp_path, confirmed={0})
 
 
 def test_models_without_a_price_cost_tokens_and_no_dollars(tmp_path):
@@ -292,7 +314,7 @@ ARCHIVES = {
 @pytest.mark.parametrize('name', ARCHIVES)
 def test_any_archive_has_a_report(tmp_path, name):
   text, reader = written(ARCHIVES[name], tmp_path)
-  assert len(reader.named('h2')) == 10
+  assert len({attributes['id'] for attributes in reader.named('h2')} - {'tasks'}) == 11
   assert {path.name for path in tmp_path.iterdir()} == PICTURES | {'index.html'}
   assert not re.search(r'>\s*[+−]?(nan|inf)\b', text) or name in ('diverged', 'no replicas', 'one seed')
 

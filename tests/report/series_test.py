@@ -54,6 +54,12 @@ def test_discoveries_count_intervals_points_and_chance_against_all_compute():
   assert counts.chance == pytest.approx((0, 0, 0.025, 0.025, 0.05, 0.075))
   assert counts.best[2:] == (0.02, 0.02, 0.02, 0.02) and all(map(math.isnan, counts.best[:2]))
   assert counts.tokens == (0,) * 6 and counts.dollars == (0,) * 6
+  assert counts.trial == (False, True, True, True, True)
+  named = series.discoveries(outcomes, confirmed=[5, 6])
+  assert named.shown == (0, 0, 0, 0, 1, 2) and named.estimated == counts.estimated
+  for strange in (4, 1, 99):  # a rejection, a baseline, nothing
+    with pytest.raises(ValueError, match=f'confirmed names {strange}, which is no measured candidate'):
+      series.discoveries(outcomes, confirmed=[5, strange])
 
 
 def test_what_is_spent_adds_up_and_nothing_found_is_lost():

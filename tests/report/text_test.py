@@ -4,7 +4,8 @@ import io
 import pytest
 from rich.console import Console
 
-from asiarch_jax import records
+from asiarch_jax import config, records
+from asiarch_jax.evidence import posterior, promotion
 from asiarch_jax.report import text
 from tests import samples
 
@@ -57,9 +58,9 @@ def test_an_analysis_that_fell_back_on_measurements_is_told_from_a_models():
 
 def test_the_summary_says_what_models_cost_for_each_find():
   outcomes = samples.model_archive(20)
-  shown = printed(text.summary(outcomes, 'delta_net'))
+  shown = printed(text.summary(outcomes, config.Experiment()))
   assert 'Language models took ' in shown and ' for each measured, ' in shown and ' for each better.' in shown
-  assert 'Language models' not in printed(text.summary(samples.archive(20), 'delta_net'))
+  assert 'Language models' not in printed(text.summary(samples.archive(20), config.Experiment()))
 
 
 @pytest.mark.parametrize('kind', ['entry', 'rejection'])
@@ -78,9 +79,31 @@ def test_text_from_models_neither_is_markup_nor_steers_the_terminal(kind):
   call |= {'usage': usage, 'dollars': 0.1, 'seconds': 1.0, 'attempts': 1, 'fault': '', 'detail': ''}
   views = (
     text.outcome_page(outcome, [outcome], source=True, diff=True),
-    text.tree([outcome]), text.leaderboard([outcome]), text.summary([outcome], 'delta_net'), text.trace([call]),
+    text.tree([outcome]), text.leaderboard([outcome]), text.summary([outcome], config.Experiment()), text.trace([call]),
   )  # fmt: skip
   shown = ''.join(printed(view) for view in views)
   assert not {'\x1b', '\x07', '\x08', '\x9b'} & set(shown)
   assert shown.count('[red]no markup[/red]') > 8
   assert 'no markup\n' in text.visible('no markup\n\tkept')
+
+
+def test_what_is_believed_stands_beside_what_was_measured():
+  outcomes = samples.archive(30)
+  found = posterior.believed(outcomes, 'delta_net')
+  shown = printed(text.leaderboard(outcomes, 40, 'delta_net'))
+  assert 'believed' in shown and all(f'{one.mean:+.4f}' in shown for one in found.values())
+  assert 'believed' not in printed(text.leaderboard(outcomes, 40))
+  said = ' '.join(printed(text.summary(outcomes, config.Experiment())).split())
+  chosen = promotion.promoted(tuple(found.values()))
+  assert f'Taken together, {len(chosen)} are believed better' in said
+
+
+def test_copies_of_the_baseline_are_told_afterwards():
+  blind = dataclasses.replace(config.Experiment(), evidence=config.Evidence(placebo=1.0))
+  outcomes = samples.archive(30)
+  said = ' '.join(printed(text.summary(outcomes, blind)).split())
+  measured = sum(getattr(outcome, 'role', '') == 'candidate' for outcome in outcomes)
+  assert f'{measured} of the measured are copies of delta_net that nobody was told of' in said
+  assert 'copies of' not in printed(
+    text.summary(outcomes, dataclasses.replace(blind, evidence=config.Evidence(placebo=0.0)))
+  )

@@ -1,0 +1,245 @@
+"""`asiarch claim`: a confirmatory test of entries on fresh seeds and on windows that were never read.
+
+    WORKDIR/claims/0001/family.json    what is going to be tested, written before anything is trained
+    WORKDIR/claims/0001/verdicts.json  what came of it, written once
+    WORKDIR/claims/0001/jobs/          the jobs: a family that was interrupted goes on where it stopped
+
+The vault is read once for an entry: a second family with it is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from asiarch_jax import commands, config
+from asiarch_jax.commands import UsageError, registry
+from asiarch_jax.commands.trials import Trials
+from asiarch_jax.commands.verifying import FOLDER as RUNGS
+from asiarch_jax.evidence import claims, pairing, scaling
+from asiarch_jax.records import Entry, Outcome, TrainSummary, to_json
+from asiarch_jax.report import claims as told
+from asiarch_jax.shell import archive as archives
+from asiarch_jax.shell import runner as runners
+from asiarch_jax.shell.display import Display
+
+LATER = 0.1  # share by which a run that is matched by time may take longer than the baseline's
+FIRST_SEED = 1_000_000  # of family 1, and as far apart are the families: no search comes near
+
+
+def claim(values: flags.FlagValues, arguments: list[str]) -> int:
+  workdir = pathlib.Path(values.workdir)
+  experiment = archives.read_header(workdir).experiment
+  if not arguments:
+    return _tell(values, registry.read_claims(workdir))
+  _outcomes(workdir, values.rung or '')  # refuses before anything is written
+  with Display() as display, commands.terminable():
+    corpus_dir, corpus = commands.open_corpus(experiment, display)
+    content = corpus.card.content_hash
+    with archives.OrbaxArchive.open(workdir, experiment, content, read_only=True):
+      pass  # the corpus is the one of the search
+    jail = commands.choose_jail(experiment, display)
+    here = config.at_rung(experiment, values.rung) if values.rung else experiment
+    here = _overridden(here, values)
+    family, folder = _registered(workdir, here, values, arguments)
+    local = runners.LocalRunner(folder, dataclasses.replace(here.runner, jail=jail), corpus_dir)
+    display.line(
+      f'family {family.number}: {len(family.entries)} entries, matched by {", ".join(family.matched)}, '
+      f'{family.replicas} fresh seeds, error {family.error:.3g}; registered in {folder / "family.json"}'
+    )
+    display.start_cycle(0, 0, None)
+    outcomes = _outcomes(workdir, family.rung)
+    trials = Trials(
+      here, local, content, family.first_seed, family.replicas, display.progress, display.line, vault=True
+    )
+    try:
+      verdicts = claims.judged(_tests(trials, family, outcomes), family)
+    except KeyboardInterrupt:
+      local.stop()
+      display.line(f'stopped: family {family.number} stays registered, and every finished training is kept. Run again.')
+      return commands.INTERRUPTED
+    _write_once(folder / 'verdicts.json', {'verdicts': [to_json(one) for one in verdicts]})
+  return _tell(values, [(family, verdicts)])
+
+
+def _overridden(experiment: config.Experiment, values: flags.FlagValues) -> config.Experiment:
+  if not values.replicas:
+    return experiment
+  changed = dataclasses.replace(experiment, claims=dataclasses.replace(experiment.claims, replicas=values.replicas))
+  config.validate(changed)
+  return changed
+
+
+def _registered(
+  workdir: pathlib.Path, experiment: config.Experiment, values: flags.FlagValues, arguments: Sequence[str]
+) -> tuple[claims.Family, pathlib.Path]:
+  """Returns the family of these arguments, written down before anything is trained; an unfinished one goes on."""
+  rung = values.rung or ''
+  outcomes = _outcomes(workdir, rung)
+  entries = [_entry(argument, outcomes) for argument in arguments]
+  against = _entry(values.against or experiment.search.baseline, outcomes)
+  matched = tuple(values.matched)
+  unknown = set(matched) - set(claims.MATCHED)
+  if unknown or not matched:
+    raise UsageError(f'--matched={",".join(matched)}; name one or more of {", ".join(claims.MATCHED)}')
+  ids = tuple(sorted({entry.id for entry in entries}))
+  if against.id in ids:
+    raise UsageError(f'#{against.id} {against.proposal.name} cannot be claimed against itself')
+  before = registry.read_claims(workdir)
+  wanted = (ids, against.id, rung, matched, experiment.claims.replicas)
+  for family, verdicts in before:
+    if not verdicts and wanted == (family.entries, family.against, family.rung, family.matched, family.replicas):
+      return family, workdir / registry.FOLDER / f'{family.number:04d}'
+    if again := sorted(set(ids) & set(family.entries)):
+      done = 'has read' if verdicts else 'is registered to read'
+      raise UsageError(
+        f'#{again[0]} was claimed before: family {family.number} {done} the vault for it. A second reading would let '
+        'luck be tried twice; `asiarch claim --workdir=...` alone prints what came of it'
+      )
+  number = 1 + max((family.number for family, _ in before), default=0)
+  family = claims.Family(
+    number=number,
+    entries=ids,
+    against=against.id,
+    rung=rung,
+    matched=matched,  # type: ignore[arg-type]
+    replicas=experiment.claims.replicas,
+    windows=experiment.claims.windows,
+    first_seed=FIRST_SEED * number,
+    error=claims.family_error(number, experiment.claims.error),
+  )
+  folder = workdir / registry.FOLDER / f'{number:04d}'
+  folder.mkdir(parents=True, exist_ok=True)
+  _write_once(folder / 'family.json', to_json(family))
+  return family, folder
+
+
+def _tests(trials: Trials, family: claims.Family, outcomes: Sequence[Outcome]) -> list[claims.Verdict]:
+  """Trains both sides of every test of the family and returns the tests, not yet judged as a family."""
+  entries = {outcome.id: outcome for outcome in outcomes if isinstance(outcome, Entry)}
+  base, failure = trials.trained(entries[family.against])
+  if base is None:
+    raise UsageError(f'the baseline {entries[family.against].proposal.name} fails on fresh seeds: {failure}')
+  budgets = _budgets(trials, entries[family.against], base)
+  verdicts = []
+  for id in family.entries:
+    for matched in family.matched:
+      steps, trained = trials.experiment.training.steps, None
+      if matched == 'flops':
+        trained, failure = trials.trained(entries[id], flops=base.flops_per_token)
+      else:
+        trained, failure = trials.trained(entries[id], parameters=base.parameters)  # the second time it is there
+      if matched == 'seconds' and trained is not None:
+        steps = equal_time_steps(base, trained, trials.experiment.training)
+        trained, failure = trials.trained(entries[id], parameters=base.parameters, steps=steps)
+      verdicts.append(_verdict(entries[id], matched, trained, failure, base, budgets, steps, trials.experiment))
+  return verdicts
+
+
+def equal_time_steps(base: TrainSummary, candidate: TrainSummary, training: config.Training) -> int:
+  """Returns for how many steps the candidate trains in the seconds that the baseline takes, both measured side by side.
+
+  Seconds are for all replicas of a block; blocks of one family have the same number.
+  """
+  ratio = base.seconds_per_step / candidate.seconds_per_step if candidate.seconds_per_step > 0 else 1.0
+  calls = max(1, round(training.steps * ratio / training.steps_per_call)) if math.isfinite(ratio) else 1
+  return calls * training.steps_per_call if math.isfinite(ratio) else training.steps
+
+
+def _budgets(trials: Trials, entry: Entry, base: TrainSummary) -> Mapping[float, Sequence[float]]:
+  """Returns the baseline's losses on the fresh seeds for each length of training; empty where it fails at one."""
+  training, losses = trials.experiment.training, {}
+  for budget in trials.experiment.claims.budgets:
+    summary: TrainSummary | None = base
+    if budget != 1.0:
+      steps = max(1, round(training.steps * budget / training.steps_per_call)) * training.steps_per_call
+      summary, _ = trials.trained(entry, steps=steps, parameters=base.parameters)
+    if summary is None or any(replica.diverged for replica in summary.chosen):
+      return {}
+    losses[budget] = [replica.test_bits for replica in summary.chosen]
+  return losses
+
+
+def _verdict(
+  entry: Entry,
+  matched: claims.Matched,
+  trained: TrainSummary | None,
+  failure: str,
+  base: TrainSummary,
+  budgets: Mapping[float, Sequence[float]],
+  steps: int,
+  experiment: config.Experiment,
+) -> claims.Verdict:
+  nothing = claims.Verdict(
+    entry.id, entry.proposal.name, matched, False, 0.0, -math.inf, math.inf, 1.0, 1.0, 0, 0, base.parameters, 0.0, 0.0,
+    steps / experiment.training.steps, reason=failure,
+  )  # fmt: skip
+  if trained is None:
+    return nothing
+  paired = pairing.pairs(trained, base)
+  mine = [replica.seed for replica in trained.chosen if replica.diverged]
+  sized = dataclasses.replace(
+    nothing,
+    parameters=trained.parameters,
+    flops_ratio=trained.flops_per_token / base.flops_per_token,
+    seconds_ratio=trained.seconds_per_step / base.seconds_per_step if base.seconds_per_step else math.nan,
+  )
+  taken = sized.seconds_ratio * sized.steps_ratio
+  if matched == 'seconds' and not taken <= 1.0 + LATER:
+    reason = f'took {taken:.2f} times the seconds of the baseline: this machine is not quiet enough to match by time'
+    return dataclasses.replace(sized, reason=reason)
+  if mine:
+    return dataclasses.replace(sized, reason=f'{len(mine)} of {len(trained.chosen)} fresh replicas diverged')
+  if len(paired.differences) < 2:
+    return dataclasses.replace(sized, reason=f'{len(paired.differences)} pairs are left to test')
+  effect, low, high, p = claims.paired_test(paired.differences)
+  multiplier = ''
+  if budgets:
+    losses = [replica.test_bits for replica in trained.chosen]
+    multiplier = str(
+      scaling.compute_multiplier(list(budgets), list(budgets.values()), losses, at=steps / experiment.training.steps)
+    )
+  return dataclasses.replace(
+    sized, effect=effect, low=low, high=high, p=p, pairs=len(paired.differences), multiplier=multiplier
+  )
+
+
+def _outcomes(workdir: pathlib.Path, rung: str) -> tuple[Outcome, ...]:
+  folder = workdir / RUNGS / rung if rung else workdir
+  if rung and not folder.exists():
+    raise UsageError(f'nothing stands on rung {rung!r} yet; `asiarch verify --workdir={workdir}` lets the best climb')
+  with archives.OrbaxArchive.open_read_only(folder) as archive:
+    return archive.outcomes()
+
+
+def _entry(argument: str, outcomes: Sequence[Outcome]) -> Entry:
+  found = commands.named(argument, outcomes)
+  if not isinstance(found, Entry):
+    raise UsageError(f'#{found.id} {found.proposal.name} was rejected at {found.stage}: nothing was measured to claim')
+  return found
+
+
+def _write_once(path: pathlib.Path, content: Any) -> None:
+  """Writes a JSON file whole or not at all."""
+  part = path.with_suffix('.part')
+  part.write_text(json.dumps(content, indent=2) + '\n')
+  os.replace(part, path)
+
+
+def _tell(values: flags.FlagValues, found: Sequence[tuple[claims.Family, tuple[claims.Verdict, ...]]]) -> int:
+  if values.json:
+    document = [{'family': to_json(family), 'verdicts': [to_json(v) for v in verdicts]} for family, verdicts in found]
+    print(json.dumps({'claims': document}))
+  else:
+    for family, verdicts in found:
+      commands.standard_output().print(told.claims_page(family, verdicts))
+    if not found:
+      print('no claim was registered in this workdir; `asiarch claim ID --workdir=...` makes one')
+  return 0

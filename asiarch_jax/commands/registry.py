@@ -1,0 +1,31 @@
+"""The claims of a workdir as they lie on disk (`commands.claiming` has the layout)."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+
+from asiarch_jax.evidence import claims
+from asiarch_jax.records import from_json
+
+FOLDER = 'claims'
+
+
+def read_claims(workdir: str | os.PathLike[str]) -> list[tuple[claims.Family, tuple[claims.Verdict, ...]]]:
+  """Returns the families of a workdir in order, each with its verdicts: empty while it is not finished."""
+  found = []
+  for path in sorted((pathlib.Path(workdir) / FOLDER).glob('[0-9]*/family.json')):
+    family = from_json(claims.Family, json.loads(path.read_text()))
+    done = path.with_name('verdicts.json')
+    verdicts = json.loads(done.read_text())['verdicts'] if done.exists() else []
+    found.append((family, tuple(from_json(claims.Verdict, one) for one in verdicts)))
+  return found
+
+
+def confirmed(workdir: str | os.PathLike[str]) -> frozenset[int] | None:
+  """Returns the entries that a finished claim has shown to be better at matched parameters; None without a claim."""
+  finished = [verdicts for _, verdicts in read_claims(workdir) if verdicts]
+  if not finished:
+    return None
+  return frozenset(one.id for verdicts in finished for one in verdicts if one.shown and one.matched == 'parameters')

@@ -1,0 +1,243 @@
+"""What all candidates of a rung together say about each: an empirical-Bayes posterior that shrinks the maxima.
+
+The best of many measurements is too good: it won by merit and by luck, and luck does not come again. Here a share pi of
+the candidates changes nothing (theta = 0: a search makes many of those, and placebos are nothing else), the others have
+true improvements theta ~ N(mu, tau^2). What is measured is the mean of n paired differences, y = theta + b + e: b is
+the error of the baseline's replicas, which all candidates share, with variance s v / n, and e the candidate's own,
+with (1 - s) v / n; v is the variance of one paired difference and s one half where both sides are equally noisy. Given
+pi, mu, tau, v and b the candidates are independent, and these five are integrated over a grid: so a lucky baseline is
+no good news about every candidate, and intervals stay wide while there are few.
+
+Sources: Efron and Morris 1973 (J. Am. Stat. Assoc. 68); Morris 1983 (same, 78) on the interval; Johnstone and Silverman
+2004 (Ann. Stat. 32) on the share of zeros; Gelman 2006 (Bayesian Analysis 1) on priors of tau.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from scipy import sparse, special, stats
+
+from asiarch_jax.evidence.noise import Noise, floor
+from asiarch_jax.evidence.pairing import pairs
+from asiarch_jax.records import Entry, Outcome, entries_of
+
+SHARED = 0.5  # of the variance of a paired difference that the baseline's replica brings
+ZEROS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)  # pi
+SPREADS = (0.3, 0.6, 1.0, 1.6, 2.5, 4.0, 7.0, 12.0, 25.0)  # tau, in standard errors of a measurement
+CENTRES = 61  # values of mu + b, over the range of what was measured
+LUCKS = 21  # values of b, at quantiles of its prior
+VARIANCES = 5  # values of v, at quantiles of its posterior
+SMALLEST = 1e-18  # of a variance, where all measurements agree
+TAIL = 4.0  # scale of the Cauchy prior of mu, in standard errors
+NEGLIGIBLE = 1e-6  # weight of a grid point that is left out
+MOST = 4_000  # grid points that are kept, the heaviest
+CELLS = 100_000  # grid points times candidates that are kept: fewer points where there are many candidates
+LEARNED_FROM = 100  # candidates at most that the five are learned from, spread over all
+SWEEPS = 50  # of the least squares for candidates and seeds
+STEPS = 30  # of the bisection for a quantile
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+  """The paired differences of one candidate to the baseline, bits per byte, positive is better."""
+
+  id: int
+  differences: tuple[float, ...]
+  seeds: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Posterior:
+  """What is believed of a candidate's true improvement after all candidates were seen.
+
+  `measured` is the plain mean; `mean` over it is how much the posterior shrinks it. The interval covers both what is
+  believed over all pi and what is believed if no improvement is exactly zero: a share of zeros draws every interval
+  towards zero, and that share is known badly while candidates are few.
+  """
+
+  id: int
+  measured: float
+  mean: float
+  low: float
+  high: float
+  probability_better: float
+  pairs: int
+
+
+def observations(entries: Sequence[Entry], baseline: Entry) -> tuple[Observation, ...]:
+  """Returns the candidates that share a finite pair of replicas with the baseline."""
+  found = [
+    (entry.id, pairs(entry.training, baseline.training))
+    for entry in entries
+    if entry.role == 'candidate' and entry.id != baseline.id
+  ]
+  return tuple(Observation(id, paired.differences, paired.seeds) for id, paired in found if paired.differences)
+
+
+def believed(outcomes: Iterable[Outcome], baseline: str) -> dict[int, Posterior]:
+  """Returns the posterior of every measured candidate by id, against the baseline of that name.
+
+  Empty before the baseline is measured, and where nothing says how far replicas lie apart.
+  """
+  entries = entries_of(outcomes)
+  base = next((entry for entry in entries if entry.role == 'baseline' and entry.proposal.name == baseline), None)
+  if base is None:
+    return {}
+  try:
+    return {one.id: one for one in posteriors(observations(entries, base), noise=floor(base.training))}
+  except ValueError:
+    return {}
+
+
+def posteriors(
+  observed: Sequence[Observation], *, noise: Noise | None = None, shared: float = SHARED, level: float = 0.95
+) -> tuple[Posterior, ...]:
+  """Returns the posterior of each candidate, in their order, with the interval at `level`.
+
+  `noise` is the floor of one replica (`noise.floor`), used where no candidate has two pairs. Empty without candidates.
+
+  Raises:
+    ValueError: neither the candidates nor `noise` say how far replicas lie apart, or `shared` is outside [0, 1).
+  """
+  if not 0.0 <= shared < 1.0:
+    raise ValueError(f'shared = {shared}; it is a share of the variance, so give a number in [0, 1)')
+  if not observed:
+    return ()
+  y_N = np.array([np.mean(one.differences) for one in observed])
+  n_N = np.array([float(len(one.differences)) for one in observed])
+  variances = _variances(observed, noise, shared)
+  beliefs, moved = (_beliefs(y_N, n_N, variances, shared, zeros) for zeros in (ZEROS, (0.0,)))
+  ends_BSN = np.array([[one.quantile((1 + side * level) / 2) for side in (-1, 1)] for one in (beliefs, moved)])
+  low_N, high_N = ends_BSN[:, 0].min(0), ends_BSN[:, 1].max(0)
+  return tuple(
+    Posterior(one.id, float(y), float(mean), float(low), float(high), float(better), len(one.differences))
+    for one, y, mean, low, high, better in zip(
+      observed, y_N, beliefs.mean(), low_N, high_N, beliefs.better(), strict=True
+    )
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Beliefs:
+  """The posterior of each theta as a mixture over grid points: zero with some chance, else normal."""
+
+  weight: np.ndarray  # [G]
+  zero: np.ndarray  # [G, N], chance of theta = 0
+  slab: np.ndarray  # [G, N], mean of theta where it is not
+  deviation: np.ndarray  # [G, N]
+
+  def mean(self) -> np.ndarray:
+    return self.weight @ ((1.0 - self.zero) * self.slab)
+
+  def better(self) -> np.ndarray:
+    return self.weight @ ((1.0 - self.zero) * special.ndtr(self.slab / self.deviation))
+
+  def below(self, x_N: np.ndarray) -> np.ndarray:
+    """Returns P(theta <= x)."""
+    slab_GN = (1.0 - self.zero) * special.ndtr((x_N - self.slab) / self.deviation)
+    return self.weight @ (slab_GN + self.zero * (x_N >= 0.0))
+
+  def quantile(self, q: float) -> np.ndarray:
+    """Returns the smallest x with P(theta <= x) >= q, by bisection."""
+    reach = 10.0 * self.deviation.max(0)
+    low_N = np.minimum(self.slab.min(0), 0.0) - reach
+    high_N = np.maximum(self.slab.max(0), 0.0) + reach
+    for _ in range(STEPS):
+      middle_N = (low_N + high_N) / 2
+      below = self.below(middle_N) < q
+      low_N, high_N = np.where(below, middle_N, low_N), np.where(below, high_N, middle_N)
+    return np.where((low_N < 0.0) & (high_N >= 0.0), 0.0, (low_N + high_N) / 2)
+
+
+def _variances(observed: Sequence[Observation], noise: Noise | None, shared: float) -> np.ndarray:
+  """Returns equally likely values of v, the variance of one paired difference.
+
+  What a seed does to the baseline is in the differences of all candidates alike, so it is one draw a seed however many
+  candidates there are: it is taken out with the seeds' means, and what remains is (1 - shared) v.
+  """
+  quantiles = (np.arange(VARIANCES) + 0.5) / VARIANCES
+  squares, freedom = _residual(observed)
+  if freedom:
+    variance = squares / freedom / (1.0 - shared)
+  elif any(len(one.differences) > 1 for one in observed):
+    samples = [np.asarray(one.differences) for one in observed]
+    freedom = sum(len(sample) - 1 for sample in samples)
+    variance = sum(float(np.sum((sample - sample.mean()) ** 2)) for sample in samples) / freedom
+  elif noise is not None:
+    variance, freedom = 2.0 * noise.sd**2, noise.freedom
+  else:
+    raise ValueError('no candidate has two pairs and no noise floor is given; train at least two seeds')
+  return max(variance, SMALLEST) * freedom / stats.chi2.ppf(1.0 - quantiles, freedom)
+
+
+def _residual(observed: Sequence[Observation]) -> tuple[float, int]:
+  """Returns the sum of squares that candidates and seeds leave, by least squares, and its degrees of freedom."""
+  seeds = sorted({seed for one in observed for seed in one.seeds})
+  rows = [
+    (row, seeds.index(seed), difference)
+    for row, one in enumerate(observed)
+    for seed, difference in zip(one.seeds, one.differences, strict=True)
+  ]
+  at_M, seed_M, left_M = (np.array(column) for column in zip(*rows, strict=True))
+  for _ in range(SWEEPS):  # each takes out the means of candidates, then of seeds; one is enough where none is missing
+    for group_M in (at_M, seed_M):
+      left_M = left_M - (np.bincount(group_M, left_M) / np.bincount(group_M))[group_M]
+  joined = sparse.coo_array(
+    (np.ones(len(rows)), (at_M, len(observed) + seed_M)), shape=2 * (len(observed) + len(seeds),)
+  )
+  pieces = sparse.csgraph.connected_components(joined, directed=False)[0]
+  return float(np.sum(left_M**2)), len(rows) - (len(observed) + len(seeds) - int(pieces))
+
+
+def _beliefs(
+  y_N: np.ndarray, n_N: np.ndarray, variances: np.ndarray, shared: float, zeros: Sequence[float]
+) -> _Beliefs:
+  """Returns the posterior over the grid. Given b and c = mu + b a candidate is zero around b, or normal around c, so
+  each of the two is counted once for every b or c and not for every pair of them."""
+  every_y_N, every_n_N = y_N, n_N
+  if len(y_N) > LEARNED_FROM:
+    spread = np.linspace(0, len(y_N) - 1, LEARNED_FROM).astype(int)
+    y_N, n_N = y_N[spread], n_N[spread]
+  error = math.sqrt(float(np.median(variances)) / float(np.median(n_N)))
+  centre_C = np.linspace(min(y_N.min(), -error), max(y_N.max(), error), CENTRES)
+  node_L = special.ndtri((np.arange(LUCKS) + 0.5) / LUCKS)
+  log_VTPLC = np.empty((len(variances), len(SPREADS), len(zeros), LUCKS, CENTRES))
+  for at_v, v in enumerate(variances):
+    own_N = (1.0 - shared) * v / n_N
+    luck_L = node_L * math.sqrt(shared * v / float(np.max(n_N)))
+    zero_LN = _log_normal(y_N - luck_L[:, None], own_N)
+    prior_LC = -np.log1p(((centre_C - luck_L[:, None]) / (TAIL * error)) ** 2)  # Cauchy, of mu = c - b
+    for at_tau, tau in enumerate(error * np.array(SPREADS)):
+      slab_CN = _log_normal(y_N - centre_C[:, None], own_N + tau**2)
+      ratio_LCN = np.exp(np.minimum(zero_LN[:, None] - slab_CN, 500.0))
+      for at_pi, pi in enumerate(zeros):
+        both_LC = np.log1p(-pi + pi * ratio_LCN).sum(-1) if pi else 0.0
+        log_VTPLC[at_v, at_tau, at_pi] = slab_CN.sum(-1) + both_LC + prior_LC
+  weight_G = np.exp(log_VTPLC - log_VTPLC.max()).ravel()
+  weight_G /= weight_G.sum()
+  kept = np.argsort(-weight_G)[: min(MOST, max(1, CELLS // len(every_y_N)))]
+  kept = kept[weight_G[kept] > NEGLIGIBLE]
+  at = np.unravel_index(kept, log_VTPLC.shape)
+  v_G = np.asarray(variances)[at[0], None]
+  tau_G, pi_G, centre_G = error * np.array(SPREADS)[at[1], None], np.array(zeros)[at[2], None], centre_C[at[4], None]
+  luck_G = node_L[at[3], None] * np.sqrt(shared * v_G / float(np.max(n_N)))
+  y_N, n_N = every_y_N, every_n_N
+  own_GN = (1.0 - shared) * v_G / n_N
+  with np.errstate(divide='ignore'):
+    zero_GN = np.log(pi_G) + _log_normal(y_N - luck_G, own_GN)
+  slab_GN = np.log1p(-pi_G) + _log_normal(y_N - centre_G, own_GN + tau_G**2)
+  share_GN = tau_G**2 / (tau_G**2 + own_GN)
+  return _Beliefs(
+    weight_G[kept] / weight_G[kept].sum(),
+    special.expit(zero_GN - slab_GN),
+    centre_G - luck_G + share_GN * (y_N - centre_G),
+    np.sqrt(share_GN * own_GN),
+  )
+
+
+def _log_normal(x: np.ndarray, variance: np.ndarray) -> np.ndarray:
+  return -0.5 * (np.log(2.0 * math.pi * variance) + x**2 / variance)

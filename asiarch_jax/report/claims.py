@@ -1,0 +1,90 @@
+"""What a family of claims came to: "shown" or "not shown", with the numbers behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from scipy import stats
+
+from asiarch_jax.evidence.claims import Family, Verdict, pairs_needed
+from asiarch_jax.report.text import plain
+
+
+def claims_page(family: Family, verdicts: Sequence[Verdict]) -> RenderableType:
+  """Returns a family as a table, a row for each test."""
+  where = f'rung {family.rung}' if family.rung else 'the fidelity of the search'
+  head = (
+    f'Family {family.number}: {len(family.entries)} entries against #{family.against} at {where}, '
+    f'{family.replicas} fresh seeds, {family.windows} vault windows; chance of any false "shown" at most '
+    f'{family.error:.3g}'
+  )
+  if not verdicts:
+    return plain(f'{head}. Registered and not finished: the same command again goes on.')
+  table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+  for name, justify in (
+    ('#', 'right'),
+    ('mixer', 'left'),
+    ('matched by', 'left'),
+    ('verdict', 'left'),
+    ('better by', 'right'),
+    ('95 % interval', 'center'),
+    ('p (Holm)', 'right'),
+    ('pairs', 'right'),
+    ('params', 'right'),
+    ('FLOPs', 'right'),
+    ('s/step', 'right'),
+    ('steps', 'right'),
+  ):
+    table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+  for one in verdicts:
+    if one.reason:
+      table.add_row(
+        str(one.id), plain(one.name), one.matched, plain('not shown', 'red'), plain(one.reason, overflow='fold')
+      )
+      continue
+    table.add_row(
+      str(one.id),
+      plain(one.name),
+      one.matched,
+      plain('shown' if one.shown else 'not shown', 'green' if one.shown else ''),
+      f'{one.effect:+.4f}',
+      f'{one.low:+.4f} .. {one.high:+.4f}',
+      f'{one.adjusted:.2g}',
+      str(one.pairs),
+      _ratio(one.parameters / one.baseline_parameters),
+      _ratio(one.flops_ratio),
+      _ratio(one.seconds_ratio),
+      _ratio(one.steps_ratio),
+    )
+  worth = [
+    f'#{one.id} {one.name}, matched by {one.matched}: the baseline needs {one.multiplier} its training for this loss.'
+    for one in verdicts
+    if one.multiplier
+  ]
+  return Group(plain(head + '.'), table, *(plain(line) for line in (*worth, *_reach(family, verdicts))))
+
+
+def _reach(family: Family, verdicts: Sequence[Verdict]) -> list[str]:
+  """Returns for each test that was not shown how many fresh seeds the effect, if it is real, would have taken."""
+  lines = []
+  for one in verdicts:
+    if one.shown or one.reason or one.effect <= 0 or one.high <= one.low:
+      continue
+    deviation = (one.high - one.low) / 2 / float(stats.t.ppf(0.975, one.pairs - 1)) * math.sqrt(one.pairs)
+    try:
+      needed = f'{pairs_needed(one.effect, deviation, family.error / len(verdicts)):,} fresh seeds'
+    except ValueError:
+      needed = 'over a hundred thousand fresh seeds'
+    lines.append(
+      f'#{one.id} {one.name}, matched by {one.matched}: pairs deviate by {deviation:.4f} bits/byte; if '
+      f'{one.effect:+.4f} is real, {needed} show it with 80 % power.'
+    )
+  return lines
+
+
+def _ratio(value: float) -> str:
+  return f'x{value:.3f}' if math.isfinite(value) else ''

@@ -1,0 +1,134 @@
+"""The posterior over candidates, by simulation: coverage, shrinkage, what noise is mistaken for."""
+
+import numpy as np
+import pytest
+
+from asiarch_jax.evidence import posterior, promotion
+from asiarch_jax.evidence.noise import Noise
+from tests import samples
+
+
+def search(rng, candidates, pairs, *, zeros=0.0, spread=1.0, centre=0.0, sd=1.0):
+  """Returns true improvements and observations: half the variance of a difference is shared."""
+  truth_N = np.where(rng.random(candidates) < zeros, 0.0, centre + spread * rng.standard_normal(candidates))
+  shared_S = np.sqrt(0.5) * sd * rng.standard_normal(pairs)
+  own_NS = np.sqrt(0.5) * sd * rng.standard_normal((candidates, pairs))
+  seen_NS = truth_N[:, None] + shared_S + own_NS
+  return truth_N, [posterior.Observation(n, tuple(row), tuple(range(pairs))) for n, row in enumerate(seen_NS)]
+
+
+def covered(searches, **kind):
+  rng = np.random.default_rng(0)
+  shares = []
+  for _ in range(searches):
+    truth_N, observed = search(rng, **kind)
+    found = posterior.posteriors(observed)
+    shares.append(np.mean([one.low <= true <= one.high for one, true in zip(found, truth_N, strict=True)]))
+  return float(np.mean(shares))
+
+
+SEARCHES = {  # what a search may be like
+  'all differ': {'candidates': 12, 'pairs': 3},
+  'half change nothing': {'candidates': 12, 'pairs': 3, 'zeros': 0.5, 'centre': 0.5},
+  'most change nothing': {'candidates': 30, 'pairs': 3, 'zeros': 0.8},
+  'small differences': {'candidates': 12, 'pairs': 4, 'zeros': 0.3, 'spread': 0.5},
+}
+
+
+def test_intervals_cover():
+  assert 0.88 <= covered(15, **SEARCHES['half change nothing']) <= 0.99
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize('name', SEARCHES)
+def test_intervals_cover_over_two_thousand_searches(name):
+  assert 0.93 <= covered(2000, **SEARCHES[name]) <= 0.975
+
+
+def errors(searches, rate, **kind):
+  """Returns the mean share of false promotions and the mean share of truly better candidates that are promoted."""
+  rng = np.random.default_rng(1)
+  false, power = [], []
+  for _ in range(searches):
+    truth_N, observed = search(rng, **kind)
+    chosen = promotion.promoted(posterior.posteriors(observed), rate=rate)
+    false.append(np.mean([truth_N[one.id] <= 0 for one in chosen]) if chosen else 0.0)
+    better = np.sum(truth_N > 0)
+    power.append(np.sum([truth_N[one.id] > 0 for one in chosen]) / better if better else np.nan)
+  return float(np.mean(false)), float(np.nanmean(power)) if np.isfinite(power).any() else np.nan
+
+
+def test_false_promotions_stay_within_the_rate():
+  assert errors(15, 0.1, **SEARCHES['half change nothing'])[0] <= 0.1 + 2 * np.sqrt(0.1 * 0.9 / 15)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize('name', [*SEARCHES, 'nothing is there'])
+def test_false_promotions_stay_within_the_rate_over_a_thousand_searches(name):
+  kind = SEARCHES.get(name, {'candidates': 20, 'pairs': 4, 'zeros': 1.0})
+  false, power = errors(1000, 0.1, **kind)
+  print(f'{name}: {false:.3f} of the promoted are not better; {power:.2f} of the better are promoted')
+  assert false <= 0.1
+
+
+def test_the_best_of_many_copies_is_drawn_to_nothing():
+  _, observed = search(np.random.default_rng(3), 60, 3, zeros=1.0)
+  found = posterior.posteriors(observed)
+  best = max(found, key=lambda one: one.measured)
+  spread = [float(np.std([getattr(one, kind) for one in found])) for kind in ('mean', 'measured')]
+  assert spread[0] < 0.35 * spread[1] and best.probability_better < 0.7 and best.low < 0.0 < best.high
+
+
+def test_a_lucky_baseline_is_no_news_of_all_candidates():
+  """Every candidate seems better by the same two standard errors: that is the baseline's luck, or all of them."""
+  rng = np.random.default_rng(4)
+  rows = 1.2 + 0.3 * rng.standard_normal((20, 3))
+  found = posterior.posteriors([posterior.Observation(n, tuple(row), (0, 1, 2)) for n, row in enumerate(rows)])
+  alone = posterior.posteriors([posterior.Observation(0, tuple(rows[0]), (0, 1, 2))])[0]
+  assert all(one.high - one.low > 0.3 for one in found) and alone.high - alone.low > 0.3
+
+
+def test_units_do_not_matter_and_order_does_not():
+  _, observed = search(np.random.default_rng(5), 8, 3, spread=2.0)
+  small = [posterior.Observation(o.id, tuple(1e-3 * d for d in o.differences), o.seeds) for o in observed]
+  for one, other in zip(posterior.posteriors(observed), posterior.posteriors(small), strict=True):
+    assert other.mean == pytest.approx(1e-3 * one.mean, rel=1e-6)
+    assert other.probability_better == pytest.approx(one.probability_better, rel=1e-6)
+  turned = {one.id: one for one in posterior.posteriors(observed[::-1])}
+  assert all(turned[one.id].mean == pytest.approx(one.mean, rel=1e-6) for one in posterior.posteriors(observed))
+
+
+def test_more_pairs_are_believed_more():
+  few = posterior.Observation(0, (1.0, 1.4), (0, 1))
+  many = posterior.Observation(1, tuple(np.tile((1.0, 1.4), 6)), tuple(range(12)))
+  noise = [posterior.Observation(n, tuple(x), (0, 1)) for n, x in enumerate([(0.1, -0.4), (-0.3, 0.3), (0.2, 0.5)], 2)]
+  found = posterior.posteriors([few, many, *noise])
+  assert found[1].high - found[1].low < found[0].high - found[0].low
+
+
+def test_one_pair_leans_on_the_floor_and_is_refused_without():
+  lone = [posterior.Observation(0, (0.5,), (0,)), posterior.Observation(1, (0.1,), (0,))]
+  found = posterior.posteriors(lone, noise=Noise(0.2, 0.1, 0.4, 7))
+  assert found[0].mean > found[1].mean and found[0].low < 0
+  with pytest.raises(ValueError, match='train at least two seeds'):
+    posterior.posteriors(lone)
+  assert posterior.posteriors([]) == ()
+  with pytest.raises(ValueError, match=r'shared = 1\.0'):
+    posterior.posteriors(lone, shared=1.0)
+
+
+def test_an_archive_is_believed_as_a_whole_and_large_ones_are_quick_enough():
+  outcomes = samples.archive(60)
+  found = posterior.believed(outcomes, 'delta_net')
+  measured = [o for o in outcomes if getattr(o, 'role', '') == 'candidate' and o.evidence]
+  assert set(found) == {entry.id for entry in measured}
+  assert posterior.believed(outcomes, 'nobody') == {} and posterior.believed((), 'delta_net') == {}
+  _, many = search(np.random.default_rng(6), 600, 3, zeros=0.8)
+  assert len(posterior.posteriors(many)) == 600
+
+
+def test_seeds_that_miss_here_and_there_are_fitted_too():
+  _, observed = search(np.random.default_rng(7), 10, 4)
+  holes = [posterior.Observation(o.id, o.differences[: 2 + o.id % 3], o.seeds[: 2 + o.id % 3]) for o in observed]
+  whole, part = posterior.posteriors(observed), posterior.posteriors(holes)
+  assert np.corrcoef([p.mean for p in whole], [p.mean for p in part])[0, 1] > 0.7

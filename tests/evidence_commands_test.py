@@ -1,0 +1,325 @@
+"""verify, claim, arms and ablate, whole, over searches whose truth is planted; with real workers in the sweep."""
+
+import json
+import math
+import pathlib
+import re
+import shutil
+
+import pytest
+
+from asiarch_jax import main, records
+from asiarch_jax.shell import runner as runners
+from tests.cli import asiarch
+from tests.planted import planted
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def better(share=0.25, by=0.15):
+  """A quarter of the designs improve by as much; the baseline and its copies by nothing."""
+
+  def effect(job):
+    copied = 'class Mixer' in job.source and re.search(r'return \w+\(self\.width', job.source)
+    if job.name == 'delta_net' or copied:
+      return 0.0
+    return by if sum(job.name.encode()) % 4 < 4 * share else 0.0
+
+  return effect
+
+
+def run(capsys, *arguments):
+  """Returns status, standard output and standard error of a command in this process."""
+  status = main.main([str(argument) for argument in arguments])
+  captured = capsys.readouterr()
+  return status, captured.out, captured.err
+
+
+@pytest.fixture
+def use(monkeypatch):
+  def install(**plan):
+    kind = planted(**plan)
+    monkeypatch.setattr(runners, 'LocalRunner', kind)
+    return kind
+
+  return install
+
+
+CONFIG = ('--config=configs/smoke.py', '--config.evidence.floor=8', '--config.training.seeds=4',
+          '--config.rungs.small.training.seeds=4', '--config.rungs.small.false_discoveries=0.2',
+          '--config.claims.replicas=8')  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def template(tmp_path_factory):
+  """A search of 20 outcomes, made once."""
+  folder = tmp_path_factory.mktemp('searched')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(runners, 'LocalRunner', planted(effect=better()))
+    assert main.main(['search', *CONFIG, f'--workdir={folder}', '--cycles=20']) == 0
+  return folder
+
+
+@pytest.fixture
+def searched(use, template, tmp_path):
+  shutil.copytree(template, tmp_path / 'run')
+  return tmp_path / 'run', use(effect=better())
+
+
+def rows_of(capsys, workdir):
+  _, out, _ = run(capsys, 'top', f'--workdir={workdir}', '--json')
+  return {row['id']: row for row in json.loads(out)['outcomes'] if row['outcome'] == 'Entry'}
+
+
+def improves(row):
+  return better()(records.Job(row['proposal']['name'], row['proposal']['source'], {})) > 0
+
+
+def test_verify_lets_the_better_climb_in_rounds_and_says_how_the_rungs_agree(searched, capsys):
+  workdir, kind = searched
+  rows, before = rows_of(capsys, workdir), len(kind.jobs)
+  status, out, error = run(capsys, 'verify', f'--workdir={workdir}', '--json')
+  assert status == 0, error
+  page = json.loads(out)['rungs'][0]
+  promoted = [row for row in page['rows'] if row['climbed'] == 'promoted']
+  assert promoted and sum(improves(rows[row['id']]) for row in promoted) >= 0.7 * len(promoted)
+  assert sum(row['climbed'] == 'by lot' for row in page['rows']) == 1
+  # The better half has a second block of four seeds, the others have one.
+  pairs = sorted(row['evidence']['replicas'] for row in page['rows'])
+  assert pairs == [4] * (len(pairs) // 2) + [8] * (len(pairs) - len(pairs) // 2)
+  assert page['agreement']['pairs'] == len(page['rows'])
+  assert {job.experiment['model']['layers'] for job in kind.jobs[before:]} == {2}
+  _, text, _ = run(capsys, 'verify', f'--workdir={workdir}')
+  assert 'correlate by' in text and 'believed here' in text
+
+
+def test_verify_again_lets_only_the_others_climb_and_an_interrupted_choice_stands(searched, capsys):
+  workdir, kind = searched
+  kind.interrupt_after = len(kind.jobs) + 4
+  status, _, error = run(capsys, 'verify', f'--workdir={workdir}')
+  assert status == 130 and 'To resume: asiarch verify' in error
+  chosen = [json.loads(line) for line in (workdir / 'rungs/small/climbs.jsonl').read_text().splitlines()]
+  kind.interrupt_after = None
+  assert run(capsys, 'verify', f'--workdir={workdir}')[0] == 0
+  again = [json.loads(line) for line in (workdir / 'rungs/small/climbs.jsonl').read_text().splitlines()]
+  assert again == chosen
+  on_rung = rows_of(capsys, workdir / 'rungs/small')
+  assert set(chosen[0]['promoted']) <= set(on_rung)
+  assert (workdir / 'rungs/small/report/index.html').exists()
+  run(capsys, 'verify', f'--workdir={workdir}')
+  assert set(on_rung) <= set(rows_of(capsys, workdir / 'rungs/small'))
+
+
+def test_a_design_that_fails_on_a_rung_is_a_rejection_there(searched, capsys, use):
+  workdir, _ = searched
+  use(
+    effect=better(),
+    fails=lambda job: 'too large' if job.experiment['model']['layers'] == 2 and improves_job(job) else '',
+  )
+  status, out, error = run(capsys, 'verify', f'--workdir={workdir}', '--json')
+  assert status == 0, error
+  failed = [row for row in json.loads(out)['rungs'][0]['rows'] if row['failure']]
+  assert failed and all('too large' in row['failure'] and row['evidence'] is None for row in failed)
+
+
+def improves_job(job):
+  return better()(job) > 0
+
+
+def test_a_claim_shows_what_is_planted_and_not_what_is_not(searched, capsys):
+  workdir, kind = searched
+  rows = rows_of(capsys, workdir)
+  good = next(id for id, row in rows.items() if id > 1 and improves(row))
+  null = next(id for id, row in rows.items() if id > 1 and not improves(row))
+  before = len(kind.jobs)
+  status, out, error = run(capsys, 'claim', good, null, f'--workdir={workdir}', '--json')
+  assert status == 0, error
+  claim = json.loads(out)['claims'][0]
+  verdicts = {(row['id'], row['matched']): row for row in claim['verdicts']}
+  assert all(verdicts[good, matched]['shown'] for matched in ('parameters', 'flops', 'seconds'))
+  assert not any(verdicts[null, matched]['shown'] for matched in ('parameters', 'flops', 'seconds'))
+  one = verdicts[good, 'parameters']
+  assert one['low'] < 0.15 < one['high'] and one['pairs'] == 8 and 'x (95 % interval' in one['multiplier']
+  made = kind.jobs[before:]
+  assert {job.split for job in made} == {'vault'}
+  assert min(job.experiment['training']['first_seed'] for job in made) == 1_000_000
+  assert any(job.flops for job in made) and {job.experiment['training']['steps'] for job in made} == {4, 8, 16}
+  assert json.loads((workdir / 'claims/0001/family.json').read_text())['entries'] == sorted([good, null])
+
+
+def test_the_vault_is_read_once_for_an_entry(searched, capsys):
+  workdir, _ = searched
+  assert run(capsys, 'claim', 2, f'--workdir={workdir}', '--matched=parameters')[0] == 0
+  status, out, error = run(capsys, 'claim', 2, 3, f'--workdir={workdir}', '--matched=parameters')
+  assert status == 2 and '#2 was claimed before: family 1 has read the vault' in error and out == ''
+  assert not (workdir / 'claims/0002').exists()
+  assert run(capsys, 'claim', 3, f'--workdir={workdir}', '--matched=parameters')[0] == 0
+  _, out, _ = run(capsys, 'claim', f'--workdir={workdir}', '--json')
+  families = [one['family'] for one in json.loads(out)['claims']]
+  assert [family['number'] for family in families] == [1, 2] and families[1]['error'] < families[0]['error'] / 3
+  assert families[0]['first_seed'] != families[1]['first_seed']
+  _, text, _ = run(capsys, 'claim', f'--workdir={workdir}')
+  assert text.count('Family') == 2 and 'shown' in text
+  assert text.count('with 80 % power') == sum(
+    not row['shown'] and row['effect'] > 0 for one in json.loads(out)['claims'] for row in one['verdicts']
+  )
+
+
+def test_an_interrupted_claim_stays_registered_and_goes_on(searched, capsys):
+  workdir, kind = searched
+  kind.interrupt_after = len(kind.jobs) + 1
+  status, _, error = run(capsys, 'claim', 2, f'--workdir={workdir}')
+  assert status == 130 and 'family 1 stays registered' in error
+  kind.interrupt_after = None
+  assert 'Registered and not finished' in ' '.join(run(capsys, 'claim', f'--workdir={workdir}')[1].split())
+  status, _, error = run(capsys, 'claim', 3, 2, f'--workdir={workdir}')
+  assert status == 2 and 'is registered to read' in error
+  assert run(capsys, 'claim', 2, f'--workdir={workdir}')[0] == 0
+  assert len(list((workdir / 'claims').iterdir())) == 1
+
+
+REFUSED = {
+  'nobody': (['claim', 'nobody'], 'neither an id nor a name'),
+  'against itself': (['claim', '0'], 'cannot be claimed against itself'),
+  'matched': (['claim', '2', '--matched=size'], 'name one or more of parameters'),
+  'one replica': (['claim', '2', '--replicas=1'], 'replicas'),
+  'empty rung': (['claim', '2', '--rung=small'], "nothing stands on rung 'small'"),
+  'no rung': (['verify', '--rung=huge'], "'huge' is not on the ladder"),
+  'few sizes': (['scale', '2', '--factors=1,2,3'], 'needs at least 4'),
+  'sizes alike': (['scale', '2', '--factors=1,1.01,2,3'], 'some twice'),
+  'no size': (['scale', '2', '--factors=1,big'], 'give numbers'),
+  'two seeds': (['scale', '2', '--seeds=2'], 'needs at least 3'),
+  'with itself': (['scale', '0'], 'cannot be compared with itself'),
+  'no part': (['ablate', '0'], 'has neither genome nor parent'),
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_cannot_be_done_is_said_and_nothing_is_written(name, searched, capsys):
+  workdir, kind = searched
+  before = len(kind.jobs)
+  arguments, said = REFUSED[name]
+  status, out, error = run(capsys, *arguments, f'--workdir={workdir}')
+  assert status == 2 and said in error and out == ''
+  assert len(kind.jobs) == before and not (workdir / 'claims').exists()
+
+
+def test_a_claim_on_a_diverging_design_is_not_shown(searched, capsys, use):
+  workdir, _ = searched
+  use(effect=better(), fails=lambda job: 'nan' if job.split == 'vault' and job.name != 'delta_net' else '')
+  _, out, _ = run(capsys, 'claim', 2, f'--workdir={workdir}', '--json')
+  rows = json.loads(out)['claims'][0]['verdicts']
+  assert not any(row['shown'] for row in rows) and all('nan' in row['reason'] for row in rows)
+
+
+def test_settings_of_claims_are_those_of_the_jobs(use, tmp_path, capsys):
+  """`claims.*`: seeds, windows, lengths of training and error of a family."""
+  kind = use(effect=better())
+  chosen = ('--config.claims.replicas=5', '--config.claims.windows=4', '--config.claims.budgets=(1.0,1.5,3.0)',
+            '--config.claims.error=0.2')  # fmt: skip
+  assert run(capsys, 'search', *CONFIG, *chosen, f'--workdir={tmp_path}', '--cycles=4')[0] == 0
+  before = len(kind.jobs)
+  _, out, error = run(capsys, 'claim', 2, f'--workdir={tmp_path}', '--matched=parameters', '--json')
+  family, made = json.loads(out)['claims'][0]['family'], kind.jobs[before:]
+  assert (family['replicas'], family['windows']) == (5, 4), error
+  assert family['error'] == pytest.approx(0.2 * 6 / math.pi**2)
+  assert {job.experiment['evaluation']['test_windows'] for job in made} == {4}
+  assert {job.experiment['training']['steps'] for job in made} == {8, 12, 24}
+  assert sum(job.experiment['training']['seeds'] for job in made if job.name != 'delta_net') == 5
+
+
+def test_arms_measure_what_searching_brings(use, tmp_path, capsys):
+  kind = use(effect=better())
+  arguments = ('arms', *CONFIG, f'--workdir={tmp_path}', '--cycles=14', '--arms=search,random,placebo', '--top=2')
+  status, out, error = run(capsys, *arguments, '--json')
+  assert status == 0, error
+  page = json.loads(out)
+  assert [run['arm'] for run in page['runs']] == ['search', 'random', 'placebo']
+  assert [(lift['arm'], lift['against']) for lift in page['lifts']] == [('search', 'random'), ('search', 'placebo')]
+  blind = page['runs'][2]
+  assert blind['placebos'] == blind['measured'] == 12 and abs(blind['fresh']) < 0.03
+  assert page['lifts'][1]['low'] < page['runs'][0]['fresh'] - blind['fresh'] < page['lifts'][1]['high']
+  jobs = len(kind.jobs)
+  status, text, _ = run(capsys, *arguments)
+  assert status == 0 and len(kind.jobs) == jobs  # all of it is there
+  assert 'Lift of search over placebo' in text and '--repeats=3' in text
+
+
+def test_arms_with_repeats_pair_runs(use, tmp_path, capsys):
+  use(effect=better())
+  _, out, error = run(capsys, 'arms', *CONFIG, f'--workdir={tmp_path}', '--cycles=6', '--arms=search,placebo',
+                      '--top=1', '--repeats=2', '--json')  # fmt: skip
+  assert json.loads(out)['lifts'][0]['runs'] == 2, error
+
+
+@pytest.mark.parametrize('arms, said', [('search', 'name two or more'), ('search,luck', "'luck' is not an arm")])
+def test_arms_that_are_none_are_refused(arms, said, tmp_path, capsys):
+  status, _, error = run(capsys, 'arms', *CONFIG, f'--workdir={tmp_path}', f'--arms={arms}')
+  assert status == 2 and said in error
+
+
+def test_ablation_credits_the_part_that_matters(use, tmp_path, capsys):
+  """Planted: the decay brings 0.3 bits, everything else nothing."""
+  use(effect=lambda job: 0.3 if 'decay' in job.source.partition('@nn.compact')[2] else 0.0, own=0.01)
+  assert run(capsys, 'search', *CONFIG, f'--workdir={tmp_path}', '--cycles=20')[0] == 0
+  rows = rows_of(capsys, tmp_path)
+  several = [
+    id for id, row in rows.items()
+    if id > 1 and row['proposal']['genome'] and row['proposal']['genome']['decay'] != 'none'
+  ]  # fmt: skip
+  status, out, error = run(capsys, 'ablate', several[0], f'--workdir={tmp_path}', '--json')
+  assert status == 0, error
+  parts = {part['part']: part for part in json.loads(out)['parts']}
+  decay = next(part for name, part in parts.items() if 'decay' in name.lower())
+  assert decay['worth'] == pytest.approx(0.3, abs=0.05) and decay['adjusted'] < 0.05
+  status, text, _ = run(capsys, 'ablate', several[0], f'--workdir={tmp_path}')
+  assert 'helps' in text
+  status, out, error = run(capsys, 'ablate', several[0], f'--workdir={tmp_path}', '--by=diff', '--json')
+  assert status == 0 and all(part['part'].startswith('lines ') for part in json.loads(out)['parts']), error
+
+
+def test_a_lead_that_is_planted_at_every_size_is_a_shifted_constant(searched, capsys, use):
+  workdir, _ = searched
+  rows = rows_of(capsys, workdir)
+  good = next(id for id, row in rows.items() if id > 1 and improves(row))
+  kind = use(effect=better(), own=0.005)
+  arguments = ('scale', good, f'--workdir={workdir}', '--factors=1,2,3,4')
+  status, out, error = run(capsys, *arguments, '--json')
+  assert status == 0, error
+  page = json.loads(out)
+  assert [len(page[arm]) for arm in ('baseline', 'entry')] == [4, 4] and page['found']['headline']['low'] > 1.0
+  widths = sorted({job.experiment['model']['width'] for job in kind.jobs})
+  steps = sorted({job.experiment['training']['steps'] for job in kind.jobs})
+  assert widths == [16, 32, 48, 64] and steps == [8, 32, 72, 128]
+  status, text, _ = run(capsys, *arguments)
+  assert status == 0 and 'saves compute at the largest size' in ' '.join(text.split())
+
+
+@pytest.mark.sweep
+def test_two_hundred_copies_of_the_baseline_promote_few_and_claim_none(use, tmp_path, capsys):
+  """Acceptance of the placebo arm on planted noise; docs/EVIDENCE.md has the same with real training."""
+  use()
+  arguments = (*CONFIG, '--config.evidence.placebo=1.0', f'--workdir={tmp_path}')
+  assert run(capsys, 'search', *arguments, '--cycles=202')[0] == 0
+  _, out, _ = run(capsys, 'verify', f'--workdir={tmp_path}', '--json')
+  climbed = [row['id'] for row in json.loads(out)['rungs'][0]['rows'] if row['climbed'] == 'promoted']
+  assert len(climbed) <= 10
+  best = sorted(rows_of(capsys, tmp_path).values(), key=lambda row: row['test_bits'])[:10]
+  ids = [row['id'] for row in best if row['id'] > 1]
+  _, out, _ = run(capsys, 'claim', *ids, f'--workdir={tmp_path}', '--json')
+  assert not any(row['shown'] for row in json.loads(out)['claims'][0]['verdicts'])
+
+
+@pytest.mark.sweep
+def test_with_real_workers(tmp_path):
+  work = f'--workdir={tmp_path}'
+  assert asiarch('search', '--config=configs/smoke.py', work, '--cycles=5', timeout=900).returncode == 0
+  for arguments in (
+    ('verify',),
+    ('claim', '2'),
+    ('ablate', '2'),
+  ):
+    process = asiarch(*arguments, work, timeout=1800)
+    assert process.returncode == 0, process.stderr
+  arms = asiarch('arms', '--config=configs/smoke.py', work, '--cycles=4', '--arms=search,placebo', timeout=1800)
+  assert arms.returncode == 0 and 'Lift of search over placebo' in arms.stdout, arms.stderr
