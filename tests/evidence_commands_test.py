@@ -230,14 +230,14 @@ def test_settings_of_claims_are_those_of_the_jobs(use, tmp_path, capsys):
 
 def test_arms_measure_what_searching_brings(use, tmp_path, capsys):
   kind = use(effect=better())
-  arguments = ('arms', *CONFIG, f'--workdir={tmp_path}', '--cycles=14', '--arms=search,random,placebo', '--top=2')
+  arguments = ('arms', *CONFIG, f'--workdir={tmp_path}', '--cycles=10', '--arms=search,random,placebo', '--top=2')
   status, out, error = run(capsys, *arguments, '--json')
   assert status == 0, error
   page = json.loads(out)
   assert [run['arm'] for run in page['runs']] == ['search', 'random', 'placebo']
   assert [(lift['arm'], lift['against']) for lift in page['lifts']] == [('search', 'random'), ('search', 'placebo')]
   blind = page['runs'][2]
-  assert blind['placebos'] == blind['measured'] == 12 and abs(blind['fresh']) < 0.03
+  assert blind['placebos'] == blind['measured'] == 8 and abs(blind['fresh']) < 0.03
   assert page['lifts'][1]['low'] < page['runs'][0]['fresh'] - blind['fresh'] < page['lifts'][1]['high']
   jobs = len(kind.jobs)
   status, text, _ = run(capsys, *arguments)
@@ -245,6 +245,7 @@ def test_arms_measure_what_searching_brings(use, tmp_path, capsys):
   assert 'Lift of search over placebo' in text and '--repeats=3' in text
 
 
+@pytest.mark.sweep
 def test_arms_with_repeats_pair_runs(use, tmp_path, capsys):
   use(effect=better())
   _, out, error = run(capsys, 'arms', *CONFIG, f'--workdir={tmp_path}', '--cycles=6', '--arms=search,placebo',

@@ -279,6 +279,7 @@ def test_calls_of_a_cycle_that_was_cut_off_are_counted_and_said(tmp_path):
   written((), tmp_path, journal_events=[samples.call()])  # stopped in its first cycle
 
 
+@pytest.mark.sweep
 def test_any_archive_of_models_has_a_report_without_a_warning(tmp_path, recwarn):
   for name, outcomes in ARCHIVES.items():
     rng = samples.np.random.default_rng(3)

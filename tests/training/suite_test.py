@@ -52,6 +52,7 @@ def trained(mixer, setting, seed=0):
   return suite.run(setting, host, mesh, seed, 0, clock=time.monotonic, report=lambda progress: None)
 
 
+@pytest.mark.sweep
 def test_a_mixer_that_recalls_beats_one_that_cannot():
   able, _ = trained(delta_net.Mixer, setting_of())
   unable, _ = trained(Local, setting_of())
