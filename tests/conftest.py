@@ -1,7 +1,11 @@
 """What every test shares: one small real search through the command line, and programs that are let go in time."""
 
+import fcntl
+import json
 import os
 import pathlib
+import shutil
+import subprocess
 
 import jax
 import pytest
@@ -11,10 +15,23 @@ from tests.cli import ROOT, asiarch
 
 @pytest.fixture(scope='session')
 def smoke(tmp_path_factory):
-  """Returns (workdir, finished process) of `asiarch search --config=configs/smoke.py`."""
+  """Returns (workdir, finished process) of `asiarch search --config=configs/smoke.py`.
+
+  Processes that test side by side share one search, and each has a copy of its workdir.
+  """
+  base = tmp_path_factory.getbasetemp()
+  shared = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'shared_smoke'
+  shared.mkdir(exist_ok=True)
+  with open(shared / 'lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    said = shared / 'process.json'
+    if not said.exists():
+      # As a person types it: a path relative to where they stand.
+      done = asiarch('search', '--config=configs/smoke.py', f'--workdir={os.path.relpath(shared / "run", ROOT)}')
+      said.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]))
   workdir = tmp_path_factory.mktemp('smoke') / 'run'
-  # As a person types it: a path relative to where they stand.
-  return workdir, asiarch('search', '--config=configs/smoke.py', f'--workdir={os.path.relpath(workdir, ROOT)}')
+  shutil.copytree(shared / 'run', workdir)
+  return workdir, subprocess.CompletedProcess(*json.loads(said.read_text()))
 
 
 MAPS = 30_000  # of 65,530 that Linux gives a process by default

@@ -135,6 +135,8 @@ def test_every_command_of_the_docs_runs(page, command, request, smoke, reader, t
   given = [re.sub(r'^--cycles=\d+', '--cycles=4', word) for word in given]
   given = [re.sub(r'^--suite=(?!list).*', '--suite=mad-tiny', word) for word in given]
   given = [re.sub(r'^(--tokenizer=|)(?=books/|crawl\.|tokenizer\.json)', rf'\1{reader}/', word) for word in given]
+  if given[:2] == ['prepare', 'docs']:  # some of the text is as good as all of it
+    given.append('--limit_bytes=1000000')
   given = given[: given.index('>')] if '>' in given else given
   if given[0] == 'suite':
     monkeypatch.setattr(runners, 'LocalRunner', lambda *_: Answering(answer))

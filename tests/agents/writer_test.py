@@ -49,9 +49,10 @@ def imported(text):
       yield node.module
 
 
-def test_three_hundred_designs_parse_pass_the_source_check_and_fit_the_page():
+@pytest.mark.parametrize('count', [60, pytest.param(300, marks=pytest.mark.sweep)])
+def test_designs_parse_pass_the_source_check_and_fit_the_page(count):
   texts = set()
-  for index in range(300):
+  for index in range(count):
     design = sample(index)
     text = writer.write(design, f'design_{index}', 'It may help.')
     assert set(imported(text)) <= ALLOWED
@@ -60,7 +61,7 @@ def test_three_hundred_designs_parse_pass_the_source_check_and_fit_the_page():
     long = [line for line in text.splitlines() if len(line) > 120 or line != line.rstrip()]
     assert not long, long
     texts.add(text)
-  assert len(texts) == 300
+  assert len(texts) == count
 
 
 def test_every_field_changes_the_source_alone():

@@ -38,6 +38,7 @@ def text(tmp_path_factory):
   return folder / 'corpus'
 
 
+@pytest.mark.sweep  # tests/training/resume_test.py kills a process without a jail in every run
 @pytest.mark.jail
 @pytest.mark.parametrize('jail', ['bubblewrap', 'sandlock'])
 def test_training_goes_on_from_its_checkpoint(jail, text, tmp_path):
