@@ -16,13 +16,11 @@ from absl import flags
 from asiarch_jax import commands
 from asiarch_jax.agents import ablation
 from asiarch_jax.commands import UsageError
-from asiarch_jax.commands.trials import Trials
+from asiarch_jax.commands.trials import bench
 from asiarch_jax.evidence import claims, pairing
 from asiarch_jax.records import Entry, TrainSummary, to_json
 from asiarch_jax.report import ablations as told
 from asiarch_jax.shell import archive as archives
-from asiarch_jax.shell import runner as runners
-from asiarch_jax.shell.display import Display
 
 FOLDER = 'ablations'
 FIRST_SEED = 750_000  # of its replicas: none that a search or a comparison of arms used
@@ -37,27 +35,20 @@ def ablate(values: flags.FlagValues, arguments: list[str]) -> int:
     raise UsageError(f'#{entry.id} {entry.proposal.name} was rejected at {entry.stage}: it has nothing to ablate')
   removals = _removals(entry, {o.id: o for o in outcomes if isinstance(o, Entry)}, values.by)
   folder = workdir / FOLDER / str(entry.id)
-  with Display() as display, commands.terminable():
-    corpus_dir, corpus = commands.open_corpus(experiment, display)
-    content = corpus.card.content_hash
-    with archives.OrbaxArchive.open(workdir, experiment, content, read_only=True):
-      pass  # the corpus is the one of the search
-    jail = commands.choose_jail(experiment, display)
-    local = runners.LocalRunner(folder, dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
-    display.start_cycle(entry.id, 0, None)
-    trials = Trials(experiment, local, content, FIRST_SEED, experiment.claims.replicas, display.progress, display.line)
+  with bench(workdir, experiment) as here:
+    trials = here.trials(folder, experiment, FIRST_SEED, experiment.claims.replicas)
     try:
       whole, failure = trials.trained(entry, parameters=entry.training.parameters)
       if whole is None:
         raise UsageError(f'{entry.proposal.name} itself fails on fresh seeds: {failure}')
       rows = []
       for removal in removals:
-        display.line(f'without {removal.part}')
+        here.display.line(f'without {removal.part}')
         without, failure = trials.trained(entry, source=removal.source, parameters=whole.parameters)
         rows.append(_row(removal.part, whole, without, failure))
     except KeyboardInterrupt:
-      local.stop()
-      display.line('stopped; every finished training is kept. To resume, give the same command again')
+      trials.runner.stop()
+      here.display.line('stopped; every finished training is kept. To resume, give the same command again')
       return commands.INTERRUPTED
   adjusted = claims.holm([1.0 if row.reason else row.p for row in rows])
   page = told.Ablation(

@@ -21,14 +21,12 @@ from absl import flags
 
 from asiarch_jax import commands, config
 from asiarch_jax.commands import UsageError, registry
-from asiarch_jax.commands.trials import Trials
+from asiarch_jax.commands.trials import Trials, bench
 from asiarch_jax.commands.verifying import FOLDER as RUNGS
 from asiarch_jax.evidence import claims, pairing, scaling
 from asiarch_jax.records import Entry, Outcome, TrainSummary, to_json
 from asiarch_jax.report import claims as told
 from asiarch_jax.shell import archive as archives
-from asiarch_jax.shell import runner as runners
-from asiarch_jax.shell.display import Display
 
 LATER = 0.1  # share by which a run that is matched by time may take longer than the baseline's
 FIRST_SEED = 1_000_000  # of family 1, and as far apart are the families: no search comes near
@@ -40,30 +38,23 @@ def claim(values: flags.FlagValues, arguments: list[str]) -> int:
   if not arguments:
     return _tell(values, registry.read_claims(workdir))
   _outcomes(workdir, values.rung or '')  # refuses before anything is written
-  with Display() as display, commands.terminable():
-    corpus_dir, corpus = commands.open_corpus(experiment, display)
-    content = corpus.card.content_hash
-    with archives.OrbaxArchive.open(workdir, experiment, content, read_only=True):
-      pass  # the corpus is the one of the search
-    jail = commands.choose_jail(experiment, display)
+  with bench(workdir, experiment) as where:
     here = config.at_rung(experiment, values.rung) if values.rung else experiment
     here = _overridden(here, values)
     family, folder = _registered(workdir, here, values, arguments)
-    local = runners.LocalRunner(folder, dataclasses.replace(here.runner, jail=jail), corpus_dir)
-    display.line(
+    where.display.line(
       f'family {family.number}: {len(family.entries)} entries, matched by {", ".join(family.matched)}, '
       f'{family.replicas} fresh seeds, error {family.error:.3g}; registered in {folder / "family.json"}'
     )
-    display.start_cycle(0, 0, None)
     outcomes = _outcomes(workdir, family.rung)
-    trials = Trials(
-      here, local, content, family.first_seed, family.replicas, display.progress, display.line, vault=True
-    )
+    trials = where.trials(folder, here, family.first_seed, family.replicas, vault=True)
     try:
       verdicts = claims.judged(_tests(trials, family, outcomes), family)
     except KeyboardInterrupt:
-      local.stop()
-      display.line(f'stopped: family {family.number} stays registered, and every finished training is kept. Run again.')
+      trials.runner.stop()
+      where.display.line(
+        f'stopped: family {family.number} stays registered, and every finished training is kept. Run again.'
+      )
       return commands.INTERRUPTED
     _write_once(folder / 'verdicts.json', {'verdicts': [to_json(one) for one in verdicts]})
   return _tell(values, [(family, verdicts)])
@@ -148,9 +139,10 @@ def equal_time_steps(base: TrainSummary, candidate: TrainSummary, training: conf
 
   Seconds are for all replicas of a block; blocks of one family have the same number.
   """
-  ratio = base.seconds_per_step / candidate.seconds_per_step if candidate.seconds_per_step > 0 else 1.0
-  calls = max(1, round(training.steps * ratio / training.steps_per_call)) if math.isfinite(ratio) else 1
-  return calls * training.steps_per_call if math.isfinite(ratio) else training.steps
+  if not (base.seconds_per_step > 0 and candidate.seconds_per_step > 0):  # one call only: nothing was timed
+    return training.steps
+  ratio = base.seconds_per_step / candidate.seconds_per_step
+  return max(1, round(training.steps * ratio / training.steps_per_call)) * training.steps_per_call
 
 
 def _budgets(trials: Trials, entry: Entry, base: TrainSummary) -> Mapping[float, Sequence[float]]:

@@ -15,13 +15,11 @@ from absl import flags
 
 from asiarch_jax import commands, config
 from asiarch_jax.commands import UsageError
-from asiarch_jax.commands.trials import Trials
+from asiarch_jax.commands.trials import bench
 from asiarch_jax.evidence import scaling
 from asiarch_jax.records import Entry, TrainSummary, to_json
 from asiarch_jax.report import scaling as told
 from asiarch_jax.shell import archive as archives
-from asiarch_jax.shell import runner as runners
-from asiarch_jax.shell.display import Display
 
 FOLDER = 'scaling'
 FIRST_SEED = 250_000  # of its replicas: none that a search, an ablation or a claim used
@@ -46,18 +44,12 @@ def scale(values: flags.FlagValues, arguments: list[str]) -> int:
     raise UsageError(f'--seeds={values.seeds}; a scaling fit needs at least {scaling.SEEDS}')
   folder = workdir / FOLDER / f'{entry.id}-{baseline.id}'
   measured: dict[int, list[TrainSummary]] = {baseline.id: [], entry.id: []}
-  with Display() as display, commands.terminable():
-    corpus_dir, corpus = commands.open_corpus(experiment, display)
-    content = corpus.card.content_hash
-    with archives.OrbaxArchive.open(workdir, experiment, content, read_only=True):
-      pass  # the corpus is the one of the search
-    jail = commands.choose_jail(experiment, display)
-    local = runners.LocalRunner(folder, dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
-    display.start_cycle(entry.id, 0, None)
+  with bench(workdir, experiment) as here:
+    trials = here.trials(folder, experiment, FIRST_SEED, values.seeds)
     try:
       for size in sizes:
-        display.line(f'{size.model.width} wide, {size.training.steps} steps')
-        trials = Trials(size, local, content, FIRST_SEED, values.seeds, display.progress, display.line)
+        here.display.line(f'{size.model.width} wide, {size.training.steps} steps')
+        trials = dataclasses.replace(trials, experiment=size)
         rates = size.training.learning_rates
         base, failure = trials.trained(baseline, learning_rates=rates)
         theirs, name = base, baseline.proposal.name
@@ -69,8 +61,8 @@ def scale(values: flags.FlagValues, arguments: list[str]) -> int:
         measured[baseline.id].append(base)
         measured[entry.id].append(theirs)
     except KeyboardInterrupt:
-      local.stop()
-      display.line('stopped; every finished training is kept. To resume, give the same command again')
+      trials.runner.stop()
+      here.display.line('stopped; every finished training is kept. To resume, give the same command again')
       return commands.INTERRUPTED
   arms = [[_size(summary) for summary in measured[id]] for id in (baseline.id, entry.id)]
   try:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Iterator
 
-from asiarch_jax import config
+from asiarch_jax import commands, config
 from asiarch_jax.evidence import blocks
 from asiarch_jax.records import Entry, Job, Limits, Progress, TrainSummary
+from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import runner as runners
+from asiarch_jax.shell.display import Display
 
 NEVER = config.Monitor(too_slow=0.0, suspicious=0.0, hopeless=0.0)  # ends no run early: what fails is counted
 
@@ -83,3 +87,38 @@ class Trials:
   def _windows(self) -> config.Evaluation:
     evaluation = self.experiment.evaluation
     return dataclasses.replace(evaluation, test_windows=self.experiment.claims.windows) if self.vault else evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+  """Where entries of one workdir are trained anew: its corpus, the jail of this host, and the display."""
+
+  display: Display
+  corpus_dir: pathlib.Path
+  corpus: str
+  jail: str
+
+  def trials(
+    self, folder: pathlib.Path, experiment: config.Experiment, first_seed: int, replicas: int, *, vault: bool = False
+  ) -> Trials:
+    """Returns trainings at the sizes of `experiment`, whose jobs lie in `folder`."""
+    runner = runners.LocalRunner(folder, dataclasses.replace(experiment.runner, jail=self.jail), self.corpus_dir)
+    self.display.start_cycle(0, 0, None)
+    return Trials(
+      experiment, runner, self.corpus, first_seed, replicas, self.display.progress, self.display.line, vault
+    )
+
+
+@contextlib.contextmanager
+def bench(workdir: pathlib.Path, experiment: config.Experiment) -> Iterator[Bench]:
+  """Opens what trainings of a workdir's entries need.
+
+  Raises:
+    ValueError: the corpus is not the one of the search.
+  """
+  with Display() as display, commands.terminable():
+    corpus_dir, corpus = commands.open_corpus(experiment, display)
+    content = corpus.card.content_hash
+    with archives.OrbaxArchive.open(workdir, experiment, content, read_only=True):
+      pass
+    yield Bench(display, corpus_dir, content, commands.choose_jail(experiment, display))
