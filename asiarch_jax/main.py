@@ -19,6 +19,7 @@ from asiarch_jax.commands import (
   comparing,
   doctor,
   evaluating,
+  replaying,
   scaling,
   searching,
   suite,
@@ -140,6 +141,22 @@ def _scale_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_string('against', None, 'Id or name to compare with; default: search.baseline.', flag_values=values)
 
 
+def _tabulate_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+  flags.DEFINE_string('out', None, 'File to write, *.json.xz; must not exist.', flag_values=values, required=True)
+
+
+def _replay_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+  flags.DEFINE_string('table', None, 'File that asiarch tabulate wrote; default: the one of the package.',
+                      flag_values=values)  # fmt: skip
+  flags.DEFINE_list('parts', list(replaying.PARTS), 'What to compare.', flag_values=values)
+  flags.DEFINE_integer('replays', 40, 'Replays behind each mean.', lower_bound=2, flag_values=values)
+  flags.DEFINE_integer('draws', 40, 'Designs that a search measures.', lower_bound=1, flag_values=values)
+  flags.DEFINE_integer('designs', 60, 'Designs to promote from and to believe of.', lower_bound=4, flag_values=values)
+  flags.DEFINE_integer('seeds', 2, 'Replicas of a design that a search and a rule see.', lower_bound=1,
+                       flag_values=values)  # fmt: skip
+  flags.DEFINE_integer('seed', 0, 'Of the luck of all replays.', flag_values=values)
+
+
 def _prepare_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_string('out', None, 'Folder to make; must not exist.', flag_values=values, required=True)
   flags.DEFINE_string('tokenizer', 'bytes', 'bytes, or a Hugging Face tokenizers JSON file.', flag_values=values)
@@ -212,6 +229,22 @@ COMMANDS = {
     'how many times the compute the baseline needs for the same loss, and whether that grows or shrinks with size.',
     (_workdir_flag, _scale_flags, _json_flag),
     (1, 1),
+  ),
+  'tabulate': Command(
+    replaying.tabulate,
+    'freeze a search and a rung for the replay bench',
+    '--config=FILE.py --workdir=DIR --out=TABLE.json.xz',
+    'Searches, measures everybody that climbs on the rung above, and writes all replicas of both with their curves '
+    'into one small file. Run again, it continues.',
+    (_config_flag, _workdir_flag, _cycles_flag, _rung_flag, _tabulate_flags, _json_flag),
+  ),
+  'replay': Command(
+    replaying.replay,
+    'compare policies without training',
+    '[--table=TABLE.json.xz] [--config=FILE.py]',
+    'Replays searches, promotions, beliefs and early stops on a frozen table and prints how each policy fares, beside '
+    'what --config does.',
+    (_config_flag, _replay_flags, _json_flag),
   ),
   'check': Command(
     commands.check,

@@ -36,8 +36,10 @@ MAY_IMPORT = {
   'asiarch_jax.checks.cost': VALUES | {'asiarch_jax.arch'},
   'asiarch_jax.checks.behaviour': VALUES | {'asiarch_jax.arch', 'asiarch_jax.checks.cost'},
   'asiarch_jax.cycle': VALUES | DECIDE | {'asiarch_jax.ports'},
+  'asiarch_jax.replay': VALUES | DECIDE | {'asiarch_jax.cycle', 'asiarch_jax.ports'},
   'asiarch_jax.shell': VALUES | {'asiarch_jax.ports'},
-  'asiarch_jax.report': VALUES | {'asiarch_jax.evidence', 'asiarch_jax.ports', 'asiarch_jax.suites'},
+  'asiarch_jax.report': VALUES
+  | {'asiarch_jax.evidence', 'asiarch_jax.ports', 'asiarch_jax.suites', 'asiarch_jax.replay'},
   'asiarch_jax.export': VALUES | {'asiarch_jax.arch', 'asiarch_jax.ports', 'pallas_kernels'},
   'asiarch_jax.worker': VALUES
   | {
@@ -56,6 +58,7 @@ MAY_IMPORT = {
   | {
     'asiarch_jax.cycle',
     'asiarch_jax.ports',
+    'asiarch_jax.replay',
     'asiarch_jax.shell',
     'asiarch_jax.suites',
     'asiarch_jax.report',
@@ -77,6 +80,7 @@ WITHOUT_JAX = {
   'asiarch_jax.dialogue',
   'asiarch_jax.ports',
   'asiarch_jax.cycle',
+  'asiarch_jax.replay',
   'asiarch_jax.suites',
 } | DECIDE
 EFFECTS = {'absl', 'logging', 'orbax', 'os', 'random', 'shutil', 'socket', 'subprocess', 'tempfile', 'time', 'urllib'}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 from collections.abc import Iterable, Iterator
 
 from asiarch_jax.records import Failure, Finding
@@ -161,6 +162,7 @@ MUTATORS = _words(
 CHECKS = ('parse', 'imports', 'names', 'statements', 'state', 'contract')
 
 
+@functools.lru_cache(maxsize=1024)
 def check(source: str) -> tuple[Finding, ...]:
   """Returns one passed `Finding` for each of CHECKS that holds and failed ones with lines for each that does not.
 
