@@ -174,7 +174,10 @@ def test_an_interrupted_claim_stays_registered_and_goes_on(searched, capsys):
   assert 'Registered and not finished' in ' '.join(run(capsys, 'claim', f'--workdir={workdir}')[1].split())
   status, _, error = run(capsys, 'claim', 3, 2, f'--workdir={workdir}')
   assert status == 2 and 'is registered to read' in error
+  family, before = workdir / 'claims/0001/family.json', len(kind.jobs)
+  family.write_text(json.dumps({**json.loads(family.read_text()), 'windows': 12}))
   assert run(capsys, 'claim', 2, f'--workdir={workdir}')[0] == 0
+  assert {job.experiment['evaluation']['test_windows'] for job in kind.jobs[before:]} == {12}  # what was registered
   assert len(list((workdir / 'claims').iterdir())) == 1
 
 

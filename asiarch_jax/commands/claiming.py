@@ -47,6 +47,8 @@ def claim(values: flags.FlagValues, arguments: list[str]) -> int:
       f'{family.replicas} fresh seeds, error {family.error:.3g}; registered in {folder / "family.json"}'
     )
     outcomes = _outcomes(workdir, family.rung)
+    # What was registered holds, also where the settings were changed since.
+    here = dataclasses.replace(here, claims=dataclasses.replace(here.claims, windows=family.windows))
     trials = where.trials(folder, here, family.first_seed, family.replicas, vault=True)
     try:
       verdicts = claims.judged(_tests(trials, family, outcomes), family)
