@@ -10,7 +10,7 @@ from asiarch_jax import config
 
 
 def get_config():
-  """Returns a search that spreads out rather than climbs, and a rung with five times its tokens for everybody.
+  """Returns a search that spreads out rather than climbs, and a rung of twice the depth and length for everybody.
 
   Two designs in five are independent and parents come from the best forty, so that the table holds the poor, too: a
   policy can only be compared where it may go wrong. No run is ended early: a rule that stops runs is tried on the
@@ -45,8 +45,8 @@ def get_config():
       ladder=('upper',),
       rungs={
         'upper': config.Rung(
-          model=dataclasses.replace(model, width=48, layers=2, mlp_width=144),
-          training=dataclasses.replace(training, steps=200, batch=8, length=128, seeds=3),
+          model=dataclasses.replace(model, layers=2),
+          training=dataclasses.replace(training, steps=250, seeds=3),
           tasks=tasks,
           share=1.0,
           false_discoveries=0.999,

@@ -23,12 +23,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import interpolate
 
 SIZES, SEEDS = 4, 3  # at least, of a scaling fit
 FARTHEST = 4.0  # times the largest size: beyond it an extrapolation carries a warning
 MODELS = {'no difference': 3, 'shifted constant': 4, 'different exponent': 5}  # with the parameters of their law
 DRAWS = 1000
 EXPONENTS = (0.02, 3.0)  # searched
+GRID = 513  # points between the least and the largest budget of a multiplier
 FIRST, ZOOM, ZOOMS = 33, 9, 10  # points of the grids of log exponents: relative error 1e-5
 
 
@@ -199,8 +201,10 @@ def compute_multiplier(
 
   `budgets` are those at which the baseline was trained, in the unit of the candidate's own budget `at`; by default they
   are multiples of it. `losses` holds a sequence of seeds for each budget. Where every budget and the candidate have the
-  same number of seeds, these are taken to be the same seeds in the same order and are paired. The baseline's law is
-  inverted between its budgets only: beyond them the answer is a bound, never an extrapolation.
+  same number of seeds, these are taken to be the same seeds in the same order and are paired. The baseline's losses are
+  interpolated between its budgets, through what was measured at each (monotone cubics, Fritsch and Carlson 1980, SIAM
+  J. Numer. Anal. 17, over log budgets): no law is assumed, since short trainings follow none, and a candidate that is
+  the baseline itself gets 1. Beyond the budgets the answer is a bound, never an extrapolation.
 
   Raises:
     ValueError: fewer than three different budgets or two seeds, or a value that is not positive and finite.
@@ -215,24 +219,16 @@ def compute_multiplier(
     raise ValueError(f'{few} seed at one budget says nothing of noise; give at least 2')
   budget_K = np.array(budgets, dtype=np.float64)[order]
   samples = [np.array(values, dtype=np.float64) for _, values in every]
-  seeds, means = (np.array([size(sample) for sample in samples[:-1]]) for size in (len, np.mean))
-  arm = _Arm(budget_K, seeds, means, 0.0, ())
   rng = np.random.default_rng(seed)
   paired = len({len(sample) for sample in samples}) == 1
   drawn_RK = _multiplied([samples] if paired else [[sample] for sample in samples], draws, rng)
-  reference = math.exp(float(np.mean(np.log(budget_K))))
   inverse_R = []
   for mean_RK in (np.array([[sample.mean() for sample in samples]]), drawn_RK):
-    laws = _laws('no difference', (arm,), (mean_RK[:, :-1],), reference)
-    above_R = mean_RK[:, -1] - laws.floor
-    falls_R = laws.scale[:, 0] > 0
-    ratio_R = np.where(above_R > 0, above_R, np.nan) / np.where(falls_R, laws.scale[:, 0], np.nan)
-    inverse_R.append(reference * np.exp(-np.log(ratio_R) / laws.exponent[:, 0]) / at)
-    inverse_R[-1] = np.where(above_R > 0, inverse_R[-1], np.where(falls_R, np.inf, np.nan))
+    inverse_R.append(_needed(budget_K, mean_RK[:, :-1], mean_RK[:, -1]) / at)
   (value,), draw_R = inverse_R
   first, last = budget_K[0] / at, budget_K[-1] / at
   known_R = draw_R[~np.isnan(draw_R)]
-  if math.isnan(value) or arm.mean[0] <= arm.mean[-1] or len(known_R) < len(draw_R) / 2:
+  if math.isnan(value) or len(known_R) < len(draw_R) / 2:
     note = f'the loss of the baseline does not fall from budget {budget_K[0]:g} to {budget_K[-1]:g}'
     return Multiplier(math.nan, first, last, at, level, '', True, True, tuple(map(float, budget_K)), note)
   low, high = np.quantile(known_R, [(1 - level) / 2, (1 + level) / 2], method='nearest')
@@ -240,6 +236,23 @@ def compute_multiplier(
   bound = '>=' if value > last else '<=' if value < first else ''
   open_ends = bool(low < first), bool(high > last)
   return Multiplier(inside, inside_low, inside_high, at, level, bound, *open_ends, tuple(map(float, budget_K)))
+
+
+def _needed(budget_K: np.ndarray, mean_RK: np.ndarray, loss_R: np.ndarray) -> np.ndarray:
+  """Returns the budget at which a curve of mean losses reaches a loss, by rows: 0 before the first budget, inf after
+  the last, nan where the curve does not fall. A rise in between is levelled: more training that is worse is no need."""
+  falls_R = mean_RK[:, 0] > mean_RK[:, -1]
+  level_RK = np.minimum.accumulate(mean_RK, axis=1)
+  place_G = np.linspace(math.log(budget_K[0]), math.log(budget_K[-1]), GRID)
+  curve_RG = interpolate.PchipInterpolator(np.log(budget_K), level_RK, axis=1)(place_G)
+  target_R = np.asarray(loss_R)
+  passed_R = np.sum(curve_RG > target_R[:, None], axis=1)  # points of the grid that are still too high
+  after_R = np.clip(passed_R, 1, GRID - 1)
+  high_R, low_R = (np.take_along_axis(curve_RG, (after_R + by)[:, None], 1)[:, 0] for by in (-1, 0))
+  share_R = np.divide(high_R - target_R, high_R - low_R, out=np.zeros_like(target_R), where=high_R > low_R)
+  found_R = np.exp(place_G[after_R - 1] + np.clip(share_R, 0.0, 1.0) * (place_G[1] - place_G[0]))
+  found_R = np.where(target_R > curve_RG[:, 0], 0.0, np.where(target_R < curve_RG[:, -1], np.inf, found_R))
+  return np.where(falls_R, found_R, np.nan)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -177,6 +177,24 @@ def test_a_candidate_without_lead_is_seldom_shown_to_save():
   assert np.mean([each.low <= 1.0 <= each.high for each in made]) >= 0.88
 
 
+def test_a_copy_of_the_baseline_saves_nothing_whatever_the_shape_of_its_curve():
+  # Short trainings fall faster and faster at first, which no power law does.
+  rng, shapes = np.random.default_rng(2), ((4.9, 4.7, 4.1), (5.0, 4.2, 4.19), (3.0, 2.0, 1.0))
+  for shape in shapes:
+    luck = rng.normal(0.0, 0.02, (40, 8))
+    found = [
+      scaling.compute_multiplier(
+        (0.5, 1.0, 2.0),
+        [loss + mine + rng.normal(0.0, 0.03, 8) for loss in shape],
+        shape[1] + mine + rng.normal(0.0, 0.03, 8),
+        seed=number,
+        draws=400,
+      )
+      for number, mine in enumerate(luck)
+    ]
+    assert np.mean([one.low <= 1.0 <= one.high for one in found]) >= 0.85, shape
+
+
 @pytest.mark.parametrize('saved, bound, end', [(20.0, '>=', 4.0), (0.1, '<=', 0.5)])
 def test_beyond_the_budgets_a_bound_is_given(saved, bound, end):
   found = scaling.compute_multiplier(BUDGETS, *at_budgets(np.random.default_rng(0), saved))
