@@ -19,9 +19,11 @@ from asiarch_jax.commands import (
   comparing,
   doctor,
   evaluating,
+  importing,
   replaying,
   scaling,
   searching,
+  sharing,
   suite,
   verifying,
 )
@@ -139,6 +141,16 @@ def _scale_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
                     'their square.', flag_values=values)  # fmt: skip
   flags.DEFINE_integer('seeds', 3, 'Replicas at each size.', lower_bound=1, flag_values=values)
   flags.DEFINE_string('against', None, 'Id or name to compare with; default: search.baseline.', flag_values=values)
+
+
+def _parent_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+  flags.DEFINE_string('parent', None, 'Id or name of the entry that it was made from.', flag_values=values)
+
+
+def _dump_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+  flags.DEFINE_string('out', None, 'File to write: JSON lines, compressed if it ends in .gz or .xz; must not exist.',
+                      flag_values=values, required=True)  # fmt: skip
+  flags.DEFINE_bool('arrays', True, 'With parameters; --noarrays keeps records alone.', flag_values=values)
 
 
 def _tabulate_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -307,6 +319,39 @@ COMMANDS = {
     '--workdir=DIR',
     'One page without network, and its figures as PNG files.',
     (_workdir_flag, _out_flag, _json_flag),
+  ),
+  'import': Command(
+    importing.bring,
+    'bring a mixer of your own into an archive',
+    'FILE.py --workdir=DIR [--parent=ID]',
+    'Gates, trains, measures, judges and analyses it like any proposal; a search that goes on may breed from it. What '
+    'was rejected is archived too, with exit status 1.',
+    (_workdir_flag, _parent_flag, _json_flag),
+    (1, 1),
+  ),
+  'dump': Command(
+    sharing.dump,
+    'write an archive as one file of JSON lines',
+    '--workdir=DIR --out=FILE.jsonl.gz',
+    'The experiment, then every outcome with its arrays. asiarch load makes an archive of it again.',
+    (_workdir_flag, _dump_flags, _json_flag),
+  ),
+  'load': Command(
+    sharing.load,
+    'make an archive of a dump',
+    'FILE --workdir=DIR',
+    'Adds what is not there; run again after an interruption, it goes on.',
+    (_workdir_flag, _json_flag),
+    (1, 1),
+  ),
+  'merge': Command(
+    sharing.merge,
+    'unite archives of one experiment',
+    'DIR DIR... --workdir=NEW',
+    'What is in several is taken once; the others get new ids and keep their lineage. The archives that are read stay '
+    'as they are.',
+    (_workdir_flag, _json_flag),
+    (2, 100),
   ),
   'config': Command(
     commands.settings,

@@ -1,0 +1,130 @@
+"""`asiarch dump`, `load`, `merge`: archives as files, and several archives of one experiment as one."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+from absl import flags
+
+from asiarch_jax import config
+from asiarch_jax.commands import UsageError, registry, standard_output
+from asiarch_jax.evidence import noise
+from asiarch_jax.records import Entry, Outcome
+from asiarch_jax.search import merging
+from asiarch_jax.shell import archive as archives
+from asiarch_jax.shell import dump_file
+
+
+def dump(values: flags.FlagValues, _: list[str]) -> int:
+  """Writes an archive as JSON lines."""
+  place = pathlib.Path(values.out)
+  if place.exists():
+    raise UsageError(f'--out={values.out} is there already; remove it, or give another name')
+  header = archives.read_header(values.workdir)
+  with archives.OrbaxArchive.open_read_only(values.workdir) as archive:
+    outcomes = archive.outcomes()
+    rows = ((one, archive.arrays(one.id) if values.arrays else {}) for one in outcomes)
+    size = dump_file.write(place, header, len(outcomes), rows)
+  if values.json:
+    print(json.dumps({'out': values.out, 'outcomes': len(outcomes), 'bytes': size}))
+  else:
+    standard_output().print(f'{place}: {len(outcomes)} outcomes, {size / 2**20:,.1f} MiB', soft_wrap=True)
+  return 0
+
+
+def load(values: flags.FlagValues, arguments: list[str]) -> int:
+  """Makes an archive of what `dump` wrote; run again after an interruption, it goes on."""
+  added = 0
+  with dump_file.reading(arguments[0]) as (header, count, rows):
+    with archives.OrbaxArchive.open(values.workdir, header.experiment, header.corpus) as archive:
+      present = {outcome.id: outcome for outcome in archive.outcomes()}
+      for outcome, arrays in rows:
+        if outcome.id not in present:
+          archive.append(outcome, arrays)
+          added += 1
+        elif present[outcome.id] != outcome:
+          raise UsageError(
+            f'outcome {outcome.id} of {arguments[0]} is another one in {values.workdir}; load into a new workdir and '
+            'unite both with asiarch merge'
+          )
+  _tell(values, f'{values.workdir}: {added} of {count} outcomes added', added=added, outcomes=count)
+  return 0
+
+
+def merge(values: flags.FlagValues, arguments: list[str]) -> int:
+  """Unites archives in a new workdir; those that are read stay as they are."""
+  target = pathlib.Path(values.workdir)
+  if (target / archives.FOLDER).exists():
+    raise UsageError(
+      f'--workdir={target} holds an archive already; name a new folder for the union, or remove what an interrupted '
+      'merge left there'
+    )
+  headers = [archives.read_header(argument) for argument in arguments]
+  for argument, header in zip(arguments[1:], headers[1:], strict=True):
+    differences = config.differences(headers[0].experiment, header.experiment)
+    named = '; '.join(f'{key}: {mine!r} and {other!r}' for key, (mine, other) in differences.items())
+    if named or header.corpus != headers[0].corpus:
+      raise UsageError(
+        f'{arguments[0]} and {argument} hold other experiments ({named or "another corpus"}): what was measured '
+        'there cannot be compared'
+      )
+  claimed = [argument for argument in arguments if registry.read_claims(argument)]
+  if claimed and claimed != arguments[:1]:
+    raise UsageError(
+      f'{", ".join(claimed)}: claims were made there, and a vault that was read stays read. One archive with claims '
+      f'can be merged, as the first: asiarch merge {claimed[0]} ...'
+    )
+  experiment, notes = headers[0].experiment, []
+  counts = {'outcomes': 0, 'twins': 0}
+  with archives.OrbaxArchive.open(target, experiment, headers[0].corpus) as union:
+    kept: list[Outcome] = []
+    for place, argument in enumerate(arguments):
+      with archives.OrbaxArchive.open_read_only(argument) as archive:
+        outcomes = archive.outcomes()
+        if place == 0:
+          rows: Iterator[tuple[Outcome, int]] = ((one, one.id) for one in outcomes)
+        else:
+          try:
+            found = merging.merged(kept, outcomes, experiment)
+          except ValueError as error:
+            raise UsageError(str(error)) from error
+          rows, counts['twins'] = iter(found.added), counts['twins'] + len(found.twins)
+          notes += _apart(kept, outcomes, argument)
+        for outcome, before in rows:
+          union.append(outcome, archive.arrays(before))
+          kept.append(outcome)
+    counts['outcomes'] = len(kept)
+  if claimed:
+    shutil.copytree(pathlib.Path(arguments[0]) / registry.FOLDER, target / registry.FOLDER)
+  for note in notes:
+    standard_output().print(note, soft_wrap=True)
+  _tell(
+    values, f'{target}: {counts["outcomes"]} outcomes, {counts["twins"]} of the others were there already', **counts
+  )
+  return 0
+
+
+def _apart(ours: list[Outcome], theirs: tuple[Outcome, ...], argument: str) -> list[str]:
+  """Returns what to say where two archives measured their baseline differently."""
+  apart = merging.disagreement(ours, theirs)
+  base = next((o for o in ours if isinstance(o, Entry) and o.id == 0), None)
+  floor = noise.floor(base.training) if base else None
+  if not apart or (math.isfinite(apart) and floor is not None and apart < 0.01 * floor.sd):
+    return []
+  size = f'by {apart:.4f} bits/byte a replica' if math.isfinite(apart) else 'on no common seed'
+  spread = f', the noise of a replica is {floor.sd:.4f}' if floor else ''
+  return [
+    f'{argument}: its baseline differs {size}{spread}: other hardware or versions. Its entries are compared with the '
+    'baseline of the first archive, which adds that noise'
+  ]
+
+
+def _tell(values: flags.FlagValues, said: str, **counts: int) -> None:
+  if values.json:
+    print(json.dumps({'workdir': values.workdir, **counts}))
+  else:
+    standard_output().print(said, soft_wrap=True)
