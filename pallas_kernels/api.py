@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels import convolution, pallas_tpu, reference, sequence, tiling, xla
+from pallas_kernels import convolution, pallas_tpu, reference, sequence, stepping, tiling, xla
 
 Array = jax.Array
 
@@ -118,7 +118,7 @@ def delta_rule(
     beta: [B, T, HV], the strength of each write.
     log_decay: at most zero. None (DeltaNet), [B, T, HV] (Gated DeltaNet) or [B, T, HV, K] (Kimi Delta Attention).
     scale: of the reads; K ** -0.5 if None.
-    initial_state: [B, HV, K, V], the state before the first token; zero if None.
+    initial_state: [B, HV, K, V], the state before the first token; zero if None. `stepping.carried` replaces it.
     segment_ids: integers [B, T]. A token whose id differs from the one before starts from a zero state. The first
       token continues from `initial_state`; the final state is that of the last segment.
     chunk_size: tokens done at once, a power of two; chosen from the shapes if None. T may be any length.
@@ -148,11 +148,18 @@ def delta_rule(
   if log_decay is not None:
     decay = 'scalar' if log_decay.ndim == 3 else 'channel'
     _expect('log_decay', log_decay, (B, T, HV) if decay == 'scalar' else (B, T, HV, K))
+  if (tape := _tape(axis_name)) is not None:
+    initial_state = tape.begin(initial_state)
   if initial_state is not None:
     _expect('initial_state', initial_state, (B, HV, K, V))
   if chunk_size is not None and (chunk_size < 1 or chunk_size & (chunk_size - 1)):
     raise ValueError(f'chunk_size is {chunk_size}; it must be a power of two, such as 32 or 64')
   run_BT = None if segment_ids is None else _runs(segment_ids, (B, T), axis_name)
+  if tape is not None and T == 1 and initial_state is not None and run_BT is None:
+    decay_BH = None if log_decay is None else log_decay[:, 0]
+    o, state = delta_rule_step(q[:, 0], k[:, 0], v[:, 0], beta[:, 0], decay_BH, initial_state, scale=scale)
+    tape.left.append(state)
+    return o[:, None], state
 
   dtype = jnp.result_type(q, k, v)
   compute = jnp.promote_types(jnp.result_type(dtype, beta, *(() if log_decay is None else (log_decay,))), jnp.float32)
@@ -171,6 +178,8 @@ def delta_rule(
     wide = _wide(call, q, k, v, beta, log_decay, initial_state)
     *operands, _ = _same_variance(*wide, run_BT, sequence.position(axis_name))
     o, state = sequence.delta_rule(sequence.Op(run, call, axis_name), *operands)
+  if tape is not None:
+    tape.left.append(state)
   return o.astype(v.dtype), state
 
 
@@ -271,9 +280,15 @@ def causal_conv(
   _expect('weight', weight, (W, D))
   if not 1 <= W <= 128:
     raise ValueError(f'weight has {W} taps; 1 to 128 are supported: use a recurrence or an FFT for longer filters')
+  if (tape := _tape(axis_name)) is not None:
+    initial_state = tape.begin(initial_state)
   if initial_state is not None:
     _expect('initial_state', initial_state, (B, W - 1, D))
   run_BT = None if segment_ids is None else _runs(segment_ids, (B, T), axis_name)
+  if tape is not None and T == 1 and initial_state is not None and run_BT is None:
+    y, state = causal_conv_step(x[:, 0], weight, initial_state)
+    tape.left.append(state)
+    return y[:, None], state
   if initial_state is None:
     initial_state = jnp.zeros((B, W - 1, D), x.dtype)
   place = None if axis_name is None else sequence.position(axis_name)
@@ -288,7 +303,16 @@ def causal_conv(
   if run_BT is not None:
     run_seen = jnp.pad(run_BT, [(0, 0), (W - 1, 0)])[:, T:]
     seen = jnp.where((run_seen == run_BT[:, -1:])[..., None], seen, 0)
+  if tape is not None:
+    tape.left.append(seen)
   return y.astype(x.dtype), seen if axis_name is None else sequence.of_last_shard(seen, axis_name)
+
+
+def _tape(axis_name: Any) -> stepping.Tape | None:
+  tape = stepping.current()
+  if tape is not None and axis_name is not None:
+    raise ValueError('tokens that are spread over devices (axis_name) cannot be carried from piece to piece')
+  return tape
 
 
 def causal_conv_step(x: Array, weight: Array, state: Array) -> tuple[Array, Array]:
