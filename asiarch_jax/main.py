@@ -19,6 +19,7 @@ from asiarch_jax.commands import (
   comparing,
   doctor,
   evaluating,
+  exporting,
   importing,
   replaying,
   scaling,
@@ -145,6 +146,12 @@ def _scale_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def _parent_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_string('parent', None, 'Id or name of the entry that it was made from.', flag_values=values)
+
+
+def _export_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+  flags.DEFINE_string('out', None, 'Folder to write; must not exist.', flag_values=values, required=True)
+  flags.DEFINE_bool('vendor', False, 'Bring the kernels along in their XLA form: jax and flax are all it needs.',
+                    flag_values=values)  # fmt: skip
 
 
 def _dump_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -327,6 +334,16 @@ COMMANDS = {
     'Gates, trains, measures, judges and analyses it like any proposal; a search that goes on may breed from it. What '
     'was rejected is archived too, with exit status 1.',
     (_workdir_flag, _parent_flag, _json_flag),
+    (1, 1),
+  ),
+  'export': Command(
+    exporting.export,
+    'write an entry as a package of its own',
+    'ID|NAME --workdir=DIR --out=DIR [--vendor]',
+    'The mixer as Flax Linen and NNX, the model it was trained in with its parameters (safetensors, Orbax), '
+    'generation, a card with its evidence, an example, and tests that prove it equal to the archived one '
+    '(extra [export]).',
+    (_workdir_flag, _export_flags, _json_flag),
     (1, 1),
   ),
   'dump': Command(

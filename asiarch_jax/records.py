@@ -110,13 +110,13 @@ class Job:
   training loss at each logged step, for the monitor. `known` maps fingerprints of archived functions to entry ids: a
   repeat ends before training. `split` says which windows the improvement is read on: the vault's are for claims.
   `suite` is the setting (`suites.Setting`) of a job of that kind.
-  With kind 'answer', `corpus` names parameters and questions to them instead (`shell.questions`).
+  With kind 'answer' or 'decode', `corpus` names parameters and questions to them instead (`shell.questions`).
   """
 
   name: str
   source: str
   experiment: dict[str, Any]
-  kind: Literal['check', 'train', 'suite', 'answer'] = 'train'
+  kind: Literal['check', 'train', 'suite', 'answer', 'decode'] = 'train'
   corpus: str = ''
   waived: tuple[str, ...] = ()
   parameters: int | None = None

@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
 from asiarch_jax import config
-from asiarch_jax.arch import autoencoder, contract, lm
+from asiarch_jax.arch import autoencoder, contract, decoding, lm
 from asiarch_jax.batch import Batch
 from asiarch_jax.checks import behaviour, cost, source
 from asiarch_jax.records import (
@@ -38,7 +39,7 @@ from asiarch_jax.records import (
   TrainSummary,
   chosen_rate,
 )
-from asiarch_jax.shell import checkpoint, jobfolder, questions
+from asiarch_jax.shell import checkpoint, jobfolder, questions, text_encoding
 from asiarch_jax.shell import corpus as corpora
 from asiarch_jax.suites import settings as suites
 from asiarch_jax.tasks import TASKS
@@ -46,6 +47,7 @@ from asiarch_jax.tasks import summary as task_summary
 from asiarch_jax.training import likelihood, monitor, sharding, suite, train
 
 LOG_LINES = 40  # of a traceback that goes into a failure
+STEPPED = 1e-3  # largest share of the RMS by which logits token by token may differ: rounding, and no more
 TEST_KEY = 1_000_003  # separates the keys of test examples from those of training
 Report = Callable[[Progress], None]
 
@@ -269,10 +271,38 @@ def _score(name: str, sums_RN: np.ndarray, counts_RN: np.ndarray) -> TaskScore |
   return TaskScore(name, float(np.mean(values)), stderr, min(sequences), TASKS[name].unit)
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A host with the parameters of its archived entry, and what it is asked."""
+
+  host: lm.LanguageModel
+  parameters: Mapping[str, np.ndarray]  # by path
+  requests: Sequence[questions.Request]
+  terms: questions.Terms
+  encoding: text_encoding.Encoding
+
+
+def trained(job: Job, settings: config.Experiment, folder: str, report: Report) -> Trained:
+  """Returns the model of a job with the parameters and questions in a folder (`shell.questions`).
+
+  Raises:
+    ValueError: the parameters are not those of this mixer in this host.
+  """
+  report(Progress('load', note='parameters and questions'))
+  requests, terms, encoding, arrays = questions.read(folder)
+  host = lm.LanguageModel(contract.load(job.source, job.name), settings.model)
+  shapes = _shapes(jax.eval_shape(host.initial_parameters, jax.random.key(0)))
+  for path in sorted(shapes.keys() | arrays.keys()):
+    theirs, ours = np.shape(arrays[path]) if path in arrays else None, shapes.get(path)
+    if theirs != ours:
+      raise ValueError(f'parameter {path} has shape {theirs} in the archive and {ours} in the model of this source')
+  return Trained(host, arrays, requests, terms, encoding)
+
+
 def answer(
   job: Job, settings: config.Experiment, folder: str, report: Report
 ) -> tuple[JobResult, Mapping[str, np.ndarray]]:
-  """Answers the questions in a folder with the parameters beside them (`shell.questions`): nothing is trained.
+  """Answers the questions in a folder with the parameters beside them: nothing is trained.
 
   The mixer was through the gate when its parameters were made; its text is looked at again.
 
@@ -283,17 +313,11 @@ def answer(
   refused = source.failure(findings)
   if refused:
     return JobResult(job.key, findings=findings, failure=refused), {}
-  report(Progress('load', note='parameters and questions'))
-  requests, terms, encoding, arrays = questions.read(folder)
-  host = lm.LanguageModel(contract.load(job.source, job.name), settings.model)
-  shapes = _shapes(jax.eval_shape(host.initial_parameters, jax.random.key(0)))
-  for path in sorted(shapes.keys() | arrays.keys()):
-    theirs, ours = np.shape(arrays[path]) if path in arrays else None, shapes.get(path)
-    if theirs != ours:
-      raise ValueError(f'parameter {path} has shape {theirs} in the archive and {ours} in the model of this source')
+  model = trained(job, settings, folder, report)
+  requests, terms = model.requests, model.terms
   scorer = likelihood.Scorer(
-    host,
-    jobfolder.nested(arrays),
+    model.host,
+    jobfolder.nested(model.parameters),
     max_length=terms.max_length,
     tokens_per_call=terms.tokens_per_call,
     vocabulary=terms.vocabulary,
@@ -307,7 +331,7 @@ def answer(
 
   def complete(prompt: int, added: Sequence[int]) -> bool:
     stops = requests[prompts[prompt]].stops
-    return bool(stops) and any(stop in encoding.decode(added) for stop in stops)
+    return bool(stops) and any(stop in model.encoding.decode(added) for stop in stops)
 
   nats_N, greedy_N = scorer.loglikelihoods(
     [likelihood.Question(requests[index].ids, requests[index].scored) for index in scored], on_call('score')
@@ -319,6 +343,38 @@ def answer(
     **{i: questions.Answer(following=tuple(ids)) for i, ids in zip(prompts, following, strict=True)},
   }
   return JobResult(job.key, findings=findings), questions.pack([answers[index] for index in range(len(requests))])
+
+
+def decode(
+  job: Job, settings: config.Experiment, folder: str, report: Report
+) -> tuple[JobResult, Mapping[str, np.ndarray]]:
+  """Returns the logits of the requests' ids, which have one length, at once and token by token after the first half.
+
+  Arrays: `tokens` [B, T], `logits` [B, T, Y], and `stepped` [B, T, Y] where states can be carried
+  (`pallas_kernels.stepping`); the finding `steps` says whether they can and how far both lie apart.
+  """
+  findings = source.check(job.source)
+  refused = source.failure(findings)
+  if refused:
+    return JobResult(job.key, findings=findings, failure=refused), {}
+  settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, remat=False))
+  model = trained(job, settings, folder, report)
+  parameters, host = jax.tree.map(jnp.asarray, jobfolder.nested(model.parameters)), model.host
+  if settings.model.scan_layers:  # a scan cannot hold states
+    parameters = lm.unstacked(parameters)
+    host = lm.LanguageModel(host.mixer, dataclasses.replace(settings.model, scan_layers=False))
+  tokens_BT = np.asarray([request.ids for request in model.requests], np.int32)
+  report(Progress('compile'))
+  logits_BTY = np.asarray(jax.jit(host.apply)({'params': parameters}, tokens_BT))
+  arrays = {'tokens': tokens_BT, 'logits': logits_BTY}
+  report(Progress('decode'))
+  try:
+    stepped_BTY = np.asarray(decoding.in_steps(host, parameters, tokens_BT, tokens_BT.shape[1] // 2))
+  except Exception as error:
+    return JobResult(job.key, findings=(*findings, Finding('steps', False, f'{type(error).__name__}: {error}'))), arrays
+  apart = float(np.abs(stepped_BTY - logits_BTY).max() / np.sqrt(np.mean(np.square(logits_BTY))))
+  finding = Finding('steps', apart <= STEPPED, f'token by token differs by {apart:.2g} of the RMS of the logits')
+  return JobResult(job.key, findings=(*findings, finding)), {**arrays, 'stepped': stepped_BTY}
 
 
 def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -353,6 +409,9 @@ def run(job: Job, corpus_dir: str, out: str, report: Report) -> tuple[JobResult,
   try:
     if job.kind == 'answer':
       result, arrays = answer(job, settings, corpus_dir, report)
+      return _timed(result, began), arrays
+    if job.kind == 'decode':
+      result, arrays = decode(job, settings, corpus_dir, report)
       return _timed(result, began), arrays
     if job.kind == 'suite':
       return _timed(answer_suite(job, settings, report), began), arrays

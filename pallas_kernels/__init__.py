@@ -5,14 +5,14 @@ o_BTHV, state_BHKV = delta_rule(l2_normalise(q_BTHK), l2_normalise(k_BTHK), v_BT
 """
 
 from pallas_kernels.api import (
-  CONVOLUTIONS,
-  IMPLEMENTATIONS,
   causal_conv,
   causal_conv_step,
   delta_rule,
   delta_rule_step,
 )
 from pallas_kernels.gates import bounded_log_decay, l2_normalise, softplus_log_decay
+from pallas_kernels.implementations import IMPLEMENTATIONS
+from pallas_kernels.rows import CONVOLUTIONS
 
 __all__ = [
   'CONVOLUTIONS',

@@ -1,89 +1,19 @@
-"""The public operations: what they check, and which implementation answers.
-
-An implementation is a row of IMPLEMENTATIONS (the delta rule) or CONVOLUTIONS: `refuses` names why it cannot answer a
-call, or returns None; `run` answers it. Without a request, the first row that does not refuse answers.
-"""
+"""The public operations: what they check, and which implementation answers: the first row that does not refuse."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels import convolution, pallas_tpu, reference, sequence, stepping, tiling, xla
+from pallas_kernels import reference, sequence, stepping
+from pallas_kernels.implementations import IMPLEMENTATIONS
+from pallas_kernels.rows import CONVOLUTIONS, Call, ConvolutionCall, Implementation, wide
 
 Array = jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-  """The static facts of a delta rule: what an implementation chooses by."""
-
-  B: int
-  T: int
-  H: int
-  HV: int
-  K: int
-  V: int
-  decay: str  # 'none', 'scalar' or 'channel'
-  segments: bool
-  dtype: Any  # of q, k, v; the sums are made in `compute_dtype`
-  compute_dtype: Any
-  scale: float
-  chunk_size: int | None
-  precision: lax.PrecisionLike
-  recompute: bool
-  requested: bool  # by name: no other implementation will answer
-
-
-@dataclasses.dataclass(frozen=True)
-class Implementation:
-  """One row of a table: why it refuses a call (None where it does not), and how it answers."""
-
-  refuses: Callable[[Any], str | None]
-  run: Callable[..., Any]
-
-
-def _run_tpu(call: Call, q, k, v, beta, log_decay, state, run_BT):
-  q, k, v = (x.astype(call.dtype) for x in (q, k, v))
-  return pallas_tpu.delta_rule(pallas_tpu.plan(call), q, k, v, beta, log_decay, state, run_BT)
-
-
-def _wide(call: Call, *operands: Array | None) -> list[Any]:
-  """Returns the operands in the type that sums are made in."""
-  return [None if x is None else x.astype(call.compute_dtype) for x in operands]
-
-
-def _run_xla(call: Call, q, k, v, beta, log_decay, state, run_BT):
-  chunk = call.chunk_size or tiling.chunk_size(call.T, call.K, call.V)
-  plan = xla.Plan(call.scale, chunk, call.precision, call.recompute)
-  q, k, v, beta, log_decay, state = _wide(call, q, k, v, beta, log_decay, state)
-  return xla.delta_rule(plan, q, k, v, beta, log_decay, state, run_BT)
-
-
-def _run_reference(call: Call, q, k, v, beta, log_decay, state, run_BT):
-  starts_BT = None if run_BT is None else jnp.diff(run_BT, axis=1, prepend=0) > 0
-  q, k, v, beta, log_decay, state = _wide(call, q, k, v, beta, log_decay, state)
-  return reference.delta_rule(q, k, v, beta, log_decay, state, starts_BT, scale=call.scale, precision=call.precision)
-
-
-def _always(call: Any) -> None:
-  return None
-
-
-# Fastest first: the kernels for TPU and GPU stand above the form that runs everywhere.
-IMPLEMENTATIONS = {
-  'pallas_tpu': Implementation(pallas_tpu.refuses, _run_tpu),
-  'xla': Implementation(_always, _run_xla),
-  'reference': Implementation(
-    lambda call: 'it has no chunks: leave chunk_size out' if call.chunk_size else None, _run_reference
-  ),
-}
 
 
 def delta_rule(
@@ -175,8 +105,8 @@ def delta_rule(
   if axis_name is None:
     o, state = run(call, *_same_variance(q, k, v, beta, log_decay, initial_state, run_BT))
   else:  # what shards hand on is not rounded
-    wide = _wide(call, q, k, v, beta, log_decay, initial_state)
-    *operands, _ = _same_variance(*wide, run_BT, sequence.position(axis_name))
+    operands = wide(call, q, k, v, beta, log_decay, initial_state)
+    *operands, _ = _same_variance(*operands, run_BT, sequence.position(axis_name))
     o, state = sequence.delta_rule(sequence.Op(run, call, axis_name), *operands)
   if tape is not None:
     tape.left.append(state)
@@ -221,31 +151,9 @@ def delta_rule_step(
   if log_decay is not None:
     _expect('log_decay', log_decay, (B, HV) if log_decay.ndim == 2 else (B, HV, K))
   compute = jnp.promote_types(jnp.result_type(q, k, v, state), jnp.float32)
-  wide: list[Any] = [None if x is None else x.astype(compute) for x in (q, k, v, beta, log_decay, state)]
-  o, state = reference.delta_rule_step(*wide, scale=K**-0.5 if scale is None else scale)
+  operands: list[Any] = [None if x is None else x.astype(compute) for x in (q, k, v, beta, log_decay, state)]
+  o, state = reference.delta_rule_step(*operands, scale=K**-0.5 if scale is None else scale)
   return o.astype(v.dtype), state
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvolutionCall:
-  """The static facts of a causal convolution."""
-
-  B: int
-  T: int
-  D: int
-  W: int
-  segments: bool
-
-
-def _reference_convolution(x_BTD, weight_WD, state_BWD, run_BT):
-  starts_BT = None if run_BT is None else jnp.diff(run_BT, axis=1, prepend=0) > 0
-  return reference.causal_conv(x_BTD, weight_WD, state_BWD, starts_BT)[0]
-
-
-CONVOLUTIONS = {
-  'xla': Implementation(_always, convolution.shifted_products),
-  'reference': Implementation(_always, _reference_convolution),
-}
 
 
 def causal_conv(
@@ -297,8 +205,8 @@ def causal_conv(
     initial_state = sequence.halo(x, initial_state, segment_ids, axis_name)
   call = ConvolutionCall(B, T, D, W, run_BT is not None)
   compute = jnp.promote_types(jnp.result_type(x, weight), jnp.float32)
-  wide = (operand.astype(compute) for operand in (x, weight, initial_state))
-  y = chosen(CONVOLUTIONS, 'causal_conv', implementation, call).run(*wide, run_BT)
+  operands = (operand.astype(compute) for operand in (x, weight, initial_state))
+  y = chosen(CONVOLUTIONS, 'causal_conv', implementation, call).run(*operands, run_BT)
   seen = jnp.concatenate([initial_state, x], 1)[:, T:]
   if run_BT is not None:
     run_seen = jnp.pad(run_BT, [(0, 0), (W - 1, 0)])[:, T:]

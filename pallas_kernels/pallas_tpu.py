@@ -40,7 +40,7 @@ def on_tpu() -> bool:
 
 
 def refuses(call: Any) -> str | None:
-  """Returns why the kernels do not take a call (`api.Call`), or None where they do."""
+  """Returns why the kernels do not take a call (`rows.Call`), or None where they do."""
   if not call.requested and not on_tpu():
     return 'there is no TPU; by interpretation it runs only where it is asked for by name'
   if call.dtype not in (jnp.bfloat16, jnp.float32):

@@ -56,7 +56,7 @@ RESIDUALS = ('delta_rule_shard_state', 'delta_rule_shard_maps', 'delta_rule_shar
 class Op:
   """A delta rule on the tokens of one shard: how to run a call, its static facts, and the axis of the shards.
 
-  `run(call, q, k, v, beta, log_decay, state, run_BT)` answers as the rows of `api.IMPLEMENTATIONS` do.
+  `run(call, q, k, v, beta, log_decay, state, run_BT)` answers as the rows of `implementations.IMPLEMENTATIONS` do.
   """
 
   run: Callable[..., tuple[Array, Array]]

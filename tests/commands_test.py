@@ -17,21 +17,8 @@ from tests.cli import ROOT, asiarch
 
 PATHS = (
   *('evaluate', 'top', 'tree', 'report', 'show', 'search', 'check', 'train', 'suite', 'prepare', 'cognition'),
-  *(
-    'config',
-    'doctor',
-    'verify',
-    'claim',
-    'arms',
-    'ablate',
-    'scale',
-    'tabulate',
-    'replay',
-    'import',
-    'dump',
-    'load',
-    'merge',
-  ),
+  *('config', 'doctor', 'verify', 'claim', 'arms', 'ablate', 'scale', 'tabulate', 'replay'),
+  *('import', 'export', 'dump', 'load', 'merge'),
 )
 
 

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,13 +22,11 @@ from rich.table import Table
 
 from asiarch_jax import commands, config
 from asiarch_jax.commands import UsageError
+from asiarch_jax.commands.asked import asked, trained
 from asiarch_jax.evidence import task_noise
 from asiarch_jax.records import (
   Entry,
-  Job,
-  Limits,
   Outcome,
-  Rejection,
   ZeroShot,
   ZeroShotScore,
   entries_of,
@@ -38,7 +35,6 @@ from asiarch_jax.records import (
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import corpus as corpora
 from asiarch_jax.shell import questions, text_encoding, zero_shot
-from asiarch_jax.shell import runner as runners
 from asiarch_jax.shell.display import Display
 
 
@@ -46,7 +42,7 @@ def evaluate(values: flags.FlagValues, arguments: list[str]) -> int:
   harness = _harness()
   with archives.OrbaxArchive.open_read_only(pathlib.Path(values.workdir)) as archive:
     outcomes = archive.outcomes()
-    entry = _entry(commands.named(arguments[0], outcomes))
+    entry = trained(commands.named(arguments[0], outcomes))
     parameters = archive.arrays(entry.id)
     experiment = archive.experiment
   if not parameters:
@@ -127,47 +123,18 @@ class _Asked:
     Raises:
       UsageError: the worker failed; says in what.
     """
-    training, model = self.experiment.training, self.experiment.model
+    training = self.experiment.training
     terms = questions.Terms(
       max_length=self.max_length,
       tokens_per_call=max(self.experiment.evaluation.batch * training.length, self.max_length),
       vocabulary=self.encoding.vocabulary,
       end=self.encoding.end,
     )
-    folder = pathlib.Path(self.workdir).resolve() / zero_shot.FOLDER / f'.questions-{os.getpid()}'
-    settings = dataclasses.replace(self.experiment.runner, jail=self.jail)
-    here = dataclasses.replace(
-      self.experiment, model=dataclasses.replace(model, mlp_width=self.entry.training.mlp_width)
-    )
-    try:
-      content = questions.write(folder, requests, terms, self.encoding, self.parameters)
-      proposal = self.entry.proposal
-      job = Job(
-        proposal.name,
-        proposal.source,
-        config.worker_part(here),
-        kind='answer',
-        corpus=content,
-        limits=Limits(settings.wall_seconds),
-      )
-      runner = runners.LocalRunner(self.workdir, settings, folder)
-      result = runner.run(job, self.display.progress)
-      if result.failure is not None:
-        raise UsageError(
-          f'entry {self.entry.id} gave no answers: {result.failure.kind}: {result.failure.reason}\n'
-          + (result.failure.log if result.failure.kind == 'error' else _remedy(result.failure.kind))
-        )
-      return questions.unpack(runner.arrays(job.key), len(requests))
-    finally:
-      shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remedy(kind: str) -> str:
-  remedies = {
-    'time': 'give it longer: --config=FILE.py --config.runner.wall_seconds=7200, or ask less: --limit=100',
-    'memory': 'give it more: --config=FILE.py --config.runner.memory_gib=16, or show it less: --max_length',
-  }
-  return remedies.get(kind, 'run the command again')
+    arrays = asked(
+      self.workdir, self.entry, self.experiment, 'answer', (requests, terms, self.encoding, self.parameters), self.jail,
+      self.display,
+    )[1]  # fmt: skip
+    return questions.unpack(arrays, len(requests))
 
 
 def _harness() -> Any:
@@ -180,14 +147,6 @@ def _harness() -> Any:
     return importlib.import_module('asiarch_jax.shell.harness')
   except ImportError as error:
     raise UsageError(f"EleutherAI's harness is not installed ({error}); pip install 'asiarch-jax[eval]'") from error
-
-
-def _entry(outcome: Outcome) -> Entry:
-  if isinstance(outcome, Rejection):
-    raise UsageError(
-      f'outcome {outcome.id} ({outcome.proposal.name}) was rejected at {outcome.stage}: nothing was trained'
-    )
-  return outcome
 
 
 def wanted(values: flags.FlagValues, experiment: config.Experiment) -> config.ZeroShot:
