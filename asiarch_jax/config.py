@@ -265,6 +265,7 @@ class Runner:
 
   kind: str = 'local'  # local: a jailed child process on this machine
   workers: int = 1  # jobs at a time
+  devices: int = 0  # accelerators of one worker, each worker its own; 0: all that are here
   jail: str = 'auto'  # auto, bubblewrap, sandlock, or none (runs untrusted code with your rights)
   platform: str = ''  # JAX platform of workers; empty: what JAX finds
   host_devices: int = 1  # forced CPU devices of a worker
@@ -524,6 +525,11 @@ def validate(experiment: Experiment) -> None:
     raise ValueError(f'claims.replicas = {experiment.claims.replicas}; a paired test needs at least 2')
   if experiment.runner.kind != 'local':
     raise ValueError(f'runner.kind = {experiment.runner.kind!r}; use local')
+  if experiment.runner.devices and experiment.runner.platform == 'cpu':
+    raise ValueError(
+      f'runner.devices = {experiment.runner.devices} counts accelerators and runner.platform = cpu has none; '
+      'runner.host_devices forces devices on a CPU'
+    )
   if experiment.runner.jail not in ('auto', 'bubblewrap', 'sandlock', 'none'):
     raise ValueError(f'runner.jail = {experiment.runner.jail!r}; use auto, bubblewrap, sandlock or none')
 
@@ -615,6 +621,7 @@ def _at_least_one(experiment: Experiment) -> None:
       'analyst.insights',
       'llm.backoff',
       'llm.pause',
+      'runner.devices',
       'training.checkpoint_every',
       'training.warmup',
       'training.decay',

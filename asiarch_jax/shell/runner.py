@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import pathlib
+import queue
 import secrets
 import select
 import shutil
@@ -34,7 +35,7 @@ from typing import Any
 
 from asiarch_jax import config
 from asiarch_jax.records import Failure, Job, JobResult, Progress, Timing, from_json, to_json
-from asiarch_jax.shell import jobfolder, processes, sandbox
+from asiarch_jax.shell import devices, jobfolder, machine, processes, sandbox
 
 LOOK_SECONDS = 0.05  # between two looks at a worker
 FAMILY_SECONDS = 0.25  # between two looks for new processes and at what was written
@@ -59,7 +60,7 @@ class RunnerStoppedError(RuntimeError):
 
 
 class LocalRunner:
-  """Runs jobs on this machine, one at a time in a thread; several runners may share a workdir.
+  """Runs jobs on this machine, as many at a time as there are workers; several runners may share a workdir.
 
   Args:
     workdir: where the job folders are kept.
@@ -68,6 +69,9 @@ class LocalRunner:
     python: the interpreter of workers.
     worker_module: what is run with -m.
     on_log: is given each line that a worker prints, cleaned of control characters.
+
+  Raises:
+    ValueError: the host has fewer accelerators than `settings` share out.
   """
 
   def __init__(
@@ -88,6 +92,9 @@ class LocalRunner:
     self._on_log = on_log
     self._jail = ''
     self._stopped = threading.Event()
+    self._groups: queue.SimpleQueue[Mapping[str, str]] = queue.SimpleQueue()  # devices that no worker holds
+    for group in devices.groups(settings.workers, settings.devices, machine.accelerators(), os.environ):
+      self._groups.put(group)
     self.reaped = reap_orphans(self._jobs)
 
   def run(self, job: Job, on_progress: OnProgress | None = None) -> JobResult:
@@ -108,7 +115,11 @@ class LocalRunner:
       self._jail = self._jail or sandbox.choose(self._settings.jail)
       if self._stopped.is_set():
         raise RunnerStoppedError('the run was stopped')
-      return self._run_new(job, folder, on_progress)
+      pinned = self._groups.get()  # waits where more jobs are run at a time than there are workers
+      try:
+        return self._run_new(job, folder, on_progress, pinned)
+      finally:
+        self._groups.put(pinned)
 
   def stop(self) -> None:
     """Ends the workers of all threads and lets none begin; their `run` raises RunnerStoppedError."""
@@ -139,7 +150,9 @@ class LocalRunner:
       'file_mib': settings.file_mib,
     }
 
-  def _run_new(self, job: Job, folder: pathlib.Path, on_progress: OnProgress | None) -> JobResult:
+  def _run_new(
+    self, job: Job, folder: pathlib.Path, on_progress: OnProgress | None, pinned: Mapping[str, str]
+  ) -> JobResult:
     out = folder / 'out'
     for leftover in (folder / 'done.json', folder / 'arrays.npz'):
       leftover.unlink(missing_ok=True)
@@ -154,6 +167,7 @@ class LocalRunner:
       settings=self._settings,
       wall_seconds=limits['wall_seconds'],
       python=self._python,
+      pinned=pinned,
     )
     began = time.time()
     with _Worker(self._jail, cell, self._module, self._on_log) as worker:

@@ -59,6 +59,7 @@ class Cell:
   settings: config.Runner
   wall_seconds: float
   python: str = sys.executable
+  pinned: Mapping[str, str] = dataclasses.field(default_factory=dict)  # variables that name the worker's own devices
 
   def seen(self, jail: str) -> tuple[str, str, str]:
     """Returns the names that job, out and corpus have for the worker."""
@@ -132,7 +133,7 @@ def _environment(jail: str, cell: Cell) -> dict[str, str]:
     environment['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={settings.host_devices}'
   if settings.platform != 'cpu':
     environment |= {name: value for name, value in os.environ.items() if name.startswith(ACCELERATOR_VARIABLES)}
-  return environment
+  return environment | dict(cell.pinned)
 
 
 def _linked_packages(cell: Cell) -> pathlib.Path:

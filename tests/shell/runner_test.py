@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -162,6 +163,27 @@ def test_a_worker_is_told_the_platform_and_the_number_of_devices(tmp_path, any_j
   assert 'cpu alone' in said('one')
   assert 'cpu --xla_force_host_platform_device_count=3' in said('three', host_devices=3)
   assert 'tpu alone' in said('tpu', platform='tpu')
+
+
+def test_workers_that_share_a_host_hold_their_own_devices(tmp_path, any_jail, monkeypatch):
+  monkeypatch.setattr(runner.machine, 'accelerators', lambda: tuple(f'/dev/nvidia{n}' for n in range(4)))
+  here = local(tmp_path, any_jail, platform='cuda', workers=2, devices=2)
+  ask = 'import os, time\ntime.sleep(0.5)\nraise ValueError({n}, os.environ["CUDA_VISIBLE_DEVICES"], time.time())'
+  said = {}
+
+  def run(n):
+    said[n] = here.run(Job('m', ask.format(n=n), {})).failure.reason
+
+  threads = [threading.Thread(target=run, args=(n,)) for n in range(3)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  held, ended = zip(*(re.search(r"'([\d,]+)', ([\d.]+)", reason).groups() for reason in said.values()), strict=True)
+  assert sorted(held)[0] == '0,1' and sorted(held)[2] == '2,3' and set(held) == {'0,1', '2,3'}
+  assert max(map(float, ended)) - min(map(float, ended)) > 0.4, 'the third waits for a place'
+  with pytest.raises(ValueError, match='need 6 accelerators'):
+    local(tmp_path, any_jail, platform='cuda', workers=3, devices=2)
 
 
 def test_a_heartbeat_keeps_a_worker_alive(tmp_path, any_jail):
