@@ -140,7 +140,7 @@ def learn(
   training, evaluation = settings.training, settings.evaluation
   rates, count = training.learning_rates, training.seeds * len(training.learning_rates)
   host = lm.LanguageModel(mixer, settings.model, mlp_width)
-  mesh = sharding.mesh(jax.devices(), count, training.data_parallel)
+  mesh = sharding.mesh(jax.devices(), count, training.data_parallel, training.batch)
   trainer = train.Trainer(host, training, mesh, settings.seed, clock=time.monotonic)
   # One set of scores for every measurement: one program to compile.
   scorers = {name: TASKS[name].score for name in dict.fromkeys(('bits_per_byte', *settings.tasks.names))}
@@ -219,7 +219,7 @@ def learn(
   measured_scores = (_score(name, sums[chosen], counts[chosen]) for name, (sums, counts) in scores.items())
   values = tuple(score for score in measured_scores if score is not None)
   best = min(chosen, key=lambda r: replicas[r].validation_bits)
-  parameters = jax.tree.map(lambda leaf: np.asarray(leaf)[best], fitted.parameters)
+  parameters = jax.tree.map(lambda leaf: sharding.host(leaf)[best], fitted.parameters)
   return summary, values, jobfolder.by_path(parameters), None
 
 

@@ -168,9 +168,9 @@ class Trainer:
 
     def fetch(log: int, losses_KR: jax.Array) -> monitor.Stop | None:
       nonlocal before
-      losses_LR[log] = np.asarray(losses_KR).mean(axis=0)
+      losses_LR[log] = sharding.host(losses_KR).mean(axis=0)
       now = self.clock()
-      seconds.append((now - before) / per_call)
+      seconds.append(sharding.agreed((now - before) / per_call))
       before = now
       if on_progress is not None:
         on_progress((log + 1) * per_call, losses_LR[log], seconds[-1])
@@ -222,8 +222,8 @@ class Trainer:
         jax.block_until_ready(parts[-2])
     return {
       name: (
-        np.concatenate([np.asarray(part[name][0]) for part in parts], axis=1),
-        np.concatenate([np.asarray(part[name][1]) for part in parts], axis=1),
+        np.concatenate([sharding.host(part[name][0]) for part in parts], axis=1),
+        np.concatenate([sharding.host(part[name][1]) for part in parts], axis=1),
       )
       for name in scores
     }

@@ -15,7 +15,8 @@ SETTINGS = {'seeds': 8, 'steps': 12, 'batch': 4}
 
 def losses(devices, data_parallel, **changes):
   trainer = tiny.trainer(tiny.Host(auxiliary=0.5), devices=devices, data_parallel=data_parallel, **SETTINGS | changes)
-  fitted = trainer.fit(lambda step: uneven(tiny.copy_batch(step, range(8))))
+  seeds = range(trainer.training.seeds)
+  fitted = trainer.fit(lambda step: uneven(tiny.copy_batch(step, seeds)))
   sums, counts = trainer.evaluate(fitted.parameters, [held_out()], score)
   return {
     'mesh': list(trainer.mesh.devices.shape),

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
@@ -35,3 +36,18 @@ def test_axes_are_auto():
 def test_placed_values_come_back():
   mesh, value = sharding.mesh(jax.devices(), 1), np.arange(6).reshape(1, 6)
   np.testing.assert_array_equal(sharding.place({'a': value}, mesh, sharding.REPLICAS)['a'], value)
+
+
+@pytest.mark.parametrize('devices, replicas, batch, found', [(4, 8, 4, (4, 1)), (4, 6, 4, (2, 2)), (3, 8, 6, (1, 3))])
+def test_devices_of_several_hosts_are_all_used(devices, replicas, batch, found):
+  assert sharding.full_shape(devices, replicas, batch) == found
+
+
+def test_what_several_hosts_cannot_share_is_refused():
+  with pytest.raises(ValueError, match=r'4 devices of several hosts cannot share 3 replicas .* batches of 6'):
+    sharding.full_shape(4, 3, 6)
+
+
+def test_an_array_of_this_process_is_its_own():
+  assert sharding.host(np.arange(3)).tolist() == sharding.host(jnp.arange(3)).tolist() == [0, 1, 2]
+  assert sharding.agreed(0.5) == 0.5

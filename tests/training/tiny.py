@@ -42,7 +42,7 @@ class Host(nn.Module):
 def trainer(host=None, settings=SETTINGS, *, devices=1, seed=0, clock=time.perf_counter, **changes):
   settings = dataclasses.replace(settings, **changes)
   replicas = settings.seeds * len(settings.learning_rates)
-  mesh = sharding.mesh(jax.devices()[:devices], replicas, settings.data_parallel)
+  mesh = sharding.mesh(jax.devices()[:devices], replicas, settings.data_parallel, settings.batch)
   return train.Trainer(host or Host(), settings, mesh, seed, clock=clock)
 
 

@@ -1,0 +1,57 @@
+"""One of several processes that train together over CPU collectives; the first prints the losses as JSON.
+
+Usage: python -m tests.training.across_processes COORDINATOR PROCESSES PROCESS
+"""
+
+import json
+import sys
+import time
+
+import jax
+
+from asiarch_jax.training import sharding
+from tests.training import across_devices, tiny
+
+
+def main(coordinator, processes, process):
+  jax.distributed.initialize(coordinator, processes, process)
+  found = {}
+  for name, seeds in (('replicas', 8), ('rows', 1), ('both', 2)):
+    clock = time.perf_counter if name == 'replicas' else _uneven(process)
+    trainer = tiny.trainer(
+      tiny.Host(auxiliary=0.5), devices=None, clock=clock, **across_devices.SETTINGS | {'seeds': seeds}
+    )
+    fitted = trainer.fit(
+      lambda step, seeds=seeds: across_devices.uneven(tiny.copy_batch(step, range(seeds))), watch=_slow(name)
+    )
+    sums, counts = trainer.evaluate(fitted.parameters, [across_devices.held_out()], across_devices.score)
+    parameters = jax.tree.map(sharding.host, fitted.parameters)
+    found[name] = {
+      'mesh': list(trainer.mesh.devices.shape),
+      'losses': fitted.losses.tolist(),
+      'held_out': (sums.sum(1) / counts.sum(1)).tolist(),
+      'size': float(sum(abs(leaf).sum() for leaf in jax.tree.leaves(parameters))),
+      'stopped': fitted.stopped.kind if fitted.stopped else '',
+    }
+  if process == 0:
+    print(json.dumps(found))
+  jax.distributed.shutdown()
+
+
+def _uneven(process):
+  """A clock that runs faster in later processes: what is decided by it has to be decided once."""
+  return lambda: time.perf_counter() * (1 + 1000 * process)
+
+
+def _slow(name):
+  from asiarch_jax.training import monitor
+
+  def watch(losses_LR, seconds_L):
+    limit = 100.0  # seconds a step, which the clock of the second process alone would exceed
+    return monitor.Stop('too_slow', 'slow') if name != 'replicas' and max(seconds_L) > limit else None
+
+  return watch
+
+
+if __name__ == '__main__':
+  main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
