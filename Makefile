@@ -2,6 +2,7 @@
 # make sweep    the long tests                             make check   formatter, linter, types
 # make versions the kernels under other JAX versions     make peers   cross-checks with other people's packages
 # make harness  zero-shot tasks through EleutherAI's harness (extra [eval])
+# make cluster  jobs on a Ray cluster of several nodes on this machine (extra [cluster])
 # make small-model  searches with a small language model on this machine (builds llama.cpp)
 # ARGS='--cycles=30' make search   hands flags to the command behind it
 
@@ -12,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 WORKERS ?= auto
 
-.PHONY: setup setup-test search test sweep versions peers harness small-model check format clean
+.PHONY: setup setup-test search test sweep versions peers harness cluster small-model check format clean
 
 setup: $(VENV)/.ready
 setup-test: $(VENV)/.ready-test
@@ -54,6 +55,9 @@ peers:
 
 harness:
 	$(PYTHON) tests/versions.py harness $(ARGS)
+
+cluster:
+	$(PYTHON) tests/versions.py cluster $(ARGS)
 
 small-model:
 	$(PYTHON) tests/versions.py small-model $(ARGS)

@@ -263,7 +263,9 @@ class Budget:
 class Runner:
   """How a job is run."""
 
-  kind: str = 'local'  # local: a jailed child process on this machine
+  kind: str = 'local'  # local: jailed child processes on this machine; cluster: on the nodes of a Ray cluster
+  address: str = ''  # of the Ray cluster; empty: RAY_ADDRESS, or the one on this machine, which is begun if needed
+  retries: int = 5  # times that a job is run again after the node that ran it was lost
   workers: int = 1  # jobs at a time
   devices: int = 0  # accelerators of one worker, each worker its own; 0: all that are here
   jail: str = 'auto'  # auto, bubblewrap, sandlock, or none (runs untrusted code with your rights)
@@ -523,8 +525,8 @@ def validate(experiment: Experiment) -> None:
     )
   if experiment.claims.replicas < 2:
     raise ValueError(f'claims.replicas = {experiment.claims.replicas}; a paired test needs at least 2')
-  if experiment.runner.kind != 'local':
-    raise ValueError(f'runner.kind = {experiment.runner.kind!r}; use local')
+  if experiment.runner.kind not in ('local', 'cluster'):
+    raise ValueError(f'runner.kind = {experiment.runner.kind!r}; use local or cluster')
   if experiment.runner.devices and experiment.runner.platform == 'cpu':
     raise ValueError(
       f'runner.devices = {experiment.runner.devices} counts accelerators and runner.platform = cpu has none; '
@@ -622,6 +624,7 @@ def _at_least_one(experiment: Experiment) -> None:
       'llm.backoff',
       'llm.pause',
       'runner.devices',
+      'runner.retries',
       'training.checkpoint_every',
       'training.warmup',
       'training.decay',

@@ -30,7 +30,7 @@ def get_config():
       checks=dataclasses.replace(experiment.checks, lengths=(1, 37, 64)),
       search=dataclasses.replace(
         experiment.search,
-        cycles=240,
+        cycles=216,
         cold_start=10,
         refresh=5,
         pool=80,

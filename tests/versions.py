@@ -5,6 +5,7 @@
     python tests/versions.py peers-torch peers-jax # cross-checks, tests/pallas_kernels/peers_test.py
     python tests/versions.py jax-0.12 -- -k inverse -x
     python tests/versions.py small-model           # searches with a small language model, tests/small_model_test.py
+    python tests/versions.py cluster               # a Ray cluster on this machine, tests/shell/cluster_test.py
     python tests/versions.py harness               # EleutherAI's evaluation harness, tests/shell/harness_test.py
 
 Environments stand under build/environments and are kept; `--fresh` makes them anew. What requirements.lock pins is
@@ -55,6 +56,9 @@ ENVIRONMENTS = {
     '3.12', ('jax==0.11.2', *TEST_TOOLS), ('deltanet-tpu==0.3.0', 'jax-linear-attention==0.1.0'), PEERS
   ),
   'harness': Environment('3.11', ('jax==0.10.2', '-e', '.[test,eval]'), (), HARNESS, 'not sweep'),
+  'cluster': Environment(
+    '3.11', ('jax==0.10.2', '-e', '.[test,cluster]'), (), 'tests/shell/cluster_test.py tests/cluster_search_test.py'
+  ),
   'small-model': Environment(
     '3.11',
     ('jax==0.10.2', '-e', '.[test]', 'llama-cpp-python==0.3.36'),

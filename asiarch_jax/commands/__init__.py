@@ -298,9 +298,7 @@ def _one_job(values: flags.FlagValues, argument: str, kind: str) -> JobResult:
       return JobResult(job.key, findings=findings, failure=refused)
     jail = choose_jail(experiment, display)
     workdir = pathlib.Path(values.workdir)
-    runner = runners.LocalRunner(
-      workdir, dataclasses.replace(experiment.runner, jail=jail), folder if content else None
-    )
+    runner = runners.of(workdir, dataclasses.replace(experiment.runner, jail=jail), folder if content else None)
     display.start_cycle(0, 1, None)
     return runner.run(job, display.progress)
 

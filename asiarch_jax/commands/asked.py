@@ -46,7 +46,7 @@ def asked(
       corpus=content,
       limits=Limits(settings.wall_seconds),
     )
-    runner = runners.LocalRunner(workdir, settings, folder)
+    runner = runners.of(workdir, settings, folder)
     result = runner.run(job, display.progress)
     if result.failure is not None:
       raise UsageError(

@@ -51,7 +51,7 @@ def compare(values: flags.FlagValues, _: list[str]) -> int:
     corpus_dir, corpus = commands.open_corpus(experiment, display)
     content = corpus.card.content_hash
     jail = commands.choose_jail(experiment, display)
-    local = runners.LocalRunner(root, dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
+    local = runners.of(root, dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
     found: dict[str, list[told.ArmRun]] = {name: [] for name in names}
     chosen: dict[str, list[list[Mapping[int, float]]]] = {name: [] for name in names}
     try:

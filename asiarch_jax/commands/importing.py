@@ -46,7 +46,7 @@ def bring(values: flags.FlagValues, arguments: list[str]) -> int:
       while is_placebo(number, experiment):  # such a cycle would send a copy of the baseline instead
         number += 1
       jail = commands.choose_jail(experiment, display)
-      local = runners.LocalRunner(workdir, dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
+      local = runners.of(workdir, dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
       display.start_cycle(number, 0, None)
       show = display.progress_of(number)
       journal = journals.JsonLines(workdir / 'journal.jsonl')

@@ -189,7 +189,7 @@ def search(values: flags.FlagValues, _: list[str]) -> int:
   with Display() as display, commands.terminable():
     corpus_dir, corpus = commands.open_corpus(experiment, display)
     jail = commands.choose_jail(experiment, display)
-    local = runners.LocalRunner(workdir, dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
+    local = runners.of(workdir, dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
     again = shlex.join(['asiarch', 'search', *sys.argv[2:]])
     try:
       done = conducted(experiment, workdir, local, corpus.card.content_hash, display, began, again)

@@ -47,7 +47,7 @@ def suite(values: flags.FlagValues, arguments: list[str]) -> int:
   with Display() as display, commands.terminable():
     jail = commands.choose_jail(experiment, display)
     wall = max(experiment.runner.wall_seconds, chosen.wall_seconds)
-    runner = runners.LocalRunner(workdir, dataclasses.replace(experiment.runner, jail=jail, wall_seconds=wall))
+    runner = runners.of(workdir, dataclasses.replace(experiment.runner, jail=jail, wall_seconds=wall))
     return measure(values, chosen, proposal, experiment, runner, display)
 
 

@@ -102,7 +102,7 @@ class Bench:
     self, folder: pathlib.Path, experiment: config.Experiment, first_seed: int, replicas: int, *, vault: bool = False
   ) -> Trials:
     """Returns trainings at the sizes of `experiment`, whose jobs lie in `folder`."""
-    runner = runners.LocalRunner(folder, dataclasses.replace(experiment.runner, jail=self.jail), self.corpus_dir)
+    runner = runners.of(folder, dataclasses.replace(experiment.runner, jail=self.jail), self.corpus_dir)
     self.display.start_cycle(0, 0, None)
     return Trials(
       experiment, runner, self.corpus, first_seed, replicas, self.display.progress, self.display.line, vault

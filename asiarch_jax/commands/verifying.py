@@ -147,7 +147,7 @@ def verify(values: flags.FlagValues, _: list[str]) -> int:
       stage_dir = workdir / FOLDER / name
       here = config.at_rung(experiment, name)
       commands.require_vocabulary(here.model, corpus, f'rungs.{name}.model')
-      local = runners.LocalRunner(stage_dir, dataclasses.replace(here.runner, jail=jail), corpus_dir)
+      local = runners.of(stage_dir, dataclasses.replace(here.runner, jail=jail), corpus_dir)
       slots = Slots(local, here.runner.workers)
       with (
         archives.OrbaxArchive.open(stage_dir, here, content) as rung_archive,

@@ -108,10 +108,10 @@ class LocalRunner:
     """
     folder = self._jobs / job.key
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / 'lock'):
-      stored = _stored(folder, self._limits(job))
-      if stored is not None:
-        return stored
+    with locked(folder / 'lock'):
+      before = stored(folder, limits_of(job, self._settings))
+      if before is not None:
+        return before
       self._jail = self._jail or sandbox.choose(self._settings.jail)
       if self._stopped.is_set():
         raise RunnerStoppedError('the run was stopped')
@@ -132,23 +132,7 @@ class LocalRunner:
       KeyError: no finished job has this key.
       ValueError: the file was changed since.
     """
-    folder = self._jobs / key
-    done = _read_done(folder)
-    if not key or done is None:
-      raise KeyError(f'no finished job {key!r} under {self._jobs}')
-    if not done['arrays_sha256']:
-      return {}
-    return _checked_arrays(folder / 'arrays.npz', done['arrays_sha256'], jobfolder.ARRAYS_BYTES)
-
-  def _limits(self, job: Job) -> dict[str, float]:
-    settings = self._settings
-    return {
-      'wall_seconds': min(job.limits.wall_seconds, settings.wall_seconds),
-      'heartbeat_seconds': settings.heartbeat_seconds,
-      'memory_gib': settings.memory_gib,
-      'processes': settings.processes,
-      'file_mib': settings.file_mib,
-    }
+    return kept_arrays(self._jobs, key)
 
   def _run_new(
     self, job: Job, folder: pathlib.Path, on_progress: OnProgress | None, pinned: Mapping[str, str]
@@ -158,7 +142,7 @@ class LocalRunner:
       leftover.unlink(missing_ok=True)
     jobfolder.write_job(folder, job)
     _renew(out, folder / jobfolder.CHECKPOINT)
-    limits = self._limits(job)
+    limits = limits_of(job, self._settings)
     cell = sandbox.Cell(
       job=folder,
       out=out,
@@ -194,11 +178,25 @@ class LocalRunner:
       return result
     if arrays_sha256:
       os.replace(out / 'arrays.npz', folder / 'arrays.npz')
-    caused = result.failure is not None and result.failure.kind in ('time', 'memory', 'killed')
-    done = {'result': to_json(result), 'arrays_sha256': arrays_sha256, 'limits': limits if caused else None}
-    jobfolder.replace(folder / 'done.json', json.dumps(done).encode())
+    keep(folder, result, arrays_sha256, limits)
     _remove_tree(out)
     return result
+
+
+def of(
+  workdir: str | os.PathLike[str], settings: config.Runner, corpus_path: str | os.PathLike[str] | None = None
+) -> Any:
+  """Returns the runner that `settings.kind` names: a `ports.Runner` that can be stopped.
+
+  Raises:
+    ModuleNotFoundError: the extra that it needs is not installed.
+    ConnectionError: there is no cluster.
+  """
+  if settings.kind == 'cluster':
+    from asiarch_jax.shell import cluster
+
+    return cluster.ClusterRunner(workdir, settings, corpus_path)
+  return LocalRunner(workdir, settings, corpus_path)
 
 
 class _Worker:
@@ -509,7 +507,40 @@ def _read_done(folder: pathlib.Path) -> dict[str, Any] | None:
     return None  # written by another version: the job is run again
 
 
-def _stored(folder: pathlib.Path, limits: Mapping[str, float]) -> JobResult | None:
+def limits_of(job: Job, settings: config.Runner) -> dict[str, float]:
+  """Returns the limits that a job runs under."""
+  return {
+    'wall_seconds': min(job.limits.wall_seconds, settings.wall_seconds),
+    'heartbeat_seconds': settings.heartbeat_seconds,
+    'memory_gib': settings.memory_gib,
+    'processes': settings.processes,
+    'file_mib': settings.file_mib,
+  }
+
+
+def keep(folder: pathlib.Path, result: JobResult, arrays_sha256: str, limits: Mapping[str, float]) -> None:
+  """Keeps the result of a job, whose arrays lie in its folder already, so that it is not run again."""
+  caused = result.failure is not None and result.failure.kind in ('time', 'memory', 'killed')
+  done = {'result': to_json(result), 'arrays_sha256': arrays_sha256, 'limits': limits if caused else None}
+  jobfolder.replace(folder / 'done.json', json.dumps(done).encode())
+
+
+def kept_arrays(jobs: pathlib.Path, key: str) -> Mapping[str, Any]:
+  """Returns the arrays that a finished job left, empty when it failed.
+
+  Raises:
+    KeyError: no finished job has this key.
+    ValueError: the file was changed since.
+  """
+  done = _read_done(jobs / key)
+  if not key or done is None:
+    raise KeyError(f'no finished job {key!r} under {jobs}')
+  if not done['arrays_sha256']:
+    return {}
+  return _checked_arrays(jobs / key / 'arrays.npz', done['arrays_sha256'], jobfolder.ARRAYS_BYTES)
+
+
+def stored(folder: pathlib.Path, limits: Mapping[str, float]) -> JobResult | None:
   """Returns the result of an earlier run. A failure of too little time or memory holds under its own limits only."""
   done = _read_done(folder)
   if done is None or (done['limits'] is not None and done['limits'] != limits):
@@ -518,7 +549,7 @@ def _stored(folder: pathlib.Path, limits: Mapping[str, float]) -> JobResult | No
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
+def locked(path: pathlib.Path) -> Iterator[None]:
   """Holds an advisory lock, which ends with this process however that ends; waits for another holder."""
   with open(path, 'w') as file:
     fcntl.flock(file, fcntl.LOCK_EX)
