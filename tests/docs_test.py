@@ -12,6 +12,7 @@ import pytest
 
 from asiarch_jax import config, main
 from asiarch_jax.shell import runner as runners
+from tests import samples
 from tests.cli import ROOT, asiarch
 from tests.model_server import ModelServer
 from tests.model_team import KEY, Respond
@@ -20,7 +21,7 @@ from tests.suite_command_test import Runner as Answering
 from tests.suite_command_test import answer
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
-TRAINED_ANEW = ('verify', 'claim', 'arms', 'ablate', 'scale')
+TRAINED_ANEW = ('verify', 'claim', 'arms', 'ablate', 'scale', 'tabulate', 'import')
 # Commands whose arguments are the reader's own (a bucket, a file of theirs); each needs a reason.
 NOT_RUN = {
   'SOURCE': 'a placeholder',
@@ -99,6 +100,18 @@ def gemini(smoke, tmp_path_factory):
     yield server.url, workdir
 
 
+def shared(given, workdir, folder):
+  """Returns the words of a command with files that the reader has, or that an earlier command of the page wrote."""
+  if given[0] == 'load':
+    assert asiarch('dump', f'--workdir={workdir}', f'--out={folder / "dumped.jsonl.gz"}').returncode == 0
+    return [given[0], folder / 'dumped.jsonl.gz', f'--workdir={folder / "again"}']
+  if given[0] == 'merge':
+    shutil.copytree(workdir / 'archive', folder / 'again/archive')
+    return [given[0], workdir, folder / 'again', f'--workdir={folder / "union"}']
+  (folder / 'my_mixer.py').write_text(samples.SOURCE)
+  return [given[0], folder / 'my_mixer.py', *given[2:]]
+
+
 def with_a_model(words, gemini):
   """Returns the words of a command of runs/gemini with the small experiment, on the local server."""
   url, workdir = gemini
@@ -131,13 +144,22 @@ def test_every_command_of_the_docs_runs(page, command, request, smoke, reader, t
     if any('runs/again' in word for word in given):  # what was trained once need not be trained again
       shutil.copytree(server[1] / 'jobs', tmp_path / 'again/jobs')
       given = [word.replace('runs/again', str(tmp_path / 'again')) for word in given]
-  given = [re.sub(r'^--out=.*', f'--out={tmp_path / "out"}', word) for word in given]
+  given = [re.sub(r'^--out=[^.]*', f'--out={tmp_path / "out"}', word) for word in given]
   given = [re.sub(r'^--cycles=\d+', '--cycles=4', word) for word in given]
   given = [re.sub(r'^--suite=(?!list).*', '--suite=mad-tiny', word) for word in given]
   given = [re.sub(r'^(--tokenizer=|)(?=books/|crawl\.|tokenizer\.json)', rf'\1{reader}/', word) for word in given]
   if given[:2] == ['prepare', 'docs']:  # some of the text is as good as all of it
     given.append('--limit_bytes=1000000')
   given = given[: given.index('>')] if '>' in given else given
+  if given[0] in ('load', 'merge', 'import'):
+    given = [str(one) for one in shared(given, smoke[0], tmp_path)]
+  if given[0] == 'replay':
+    given = [*(word for word in given if not word.startswith('--replays')), '--replays=2', '--designs=30']
+  if given[0] == 'tabulate':  # the small experiment, whose every candidate climbs
+    given = [word.replace('configs/replay.py', 'configs/smoke.py') for word in given]
+    given += [f'--config.rungs.small.{name}' for name in ('share=1', 'false_discoveries=0.999', 'rounds=1')]
+    given += ['--cycles=6', '--config.training.seeds=2']
+    given = [word.replace('runs/replay', str(tmp_path / 'run/replay')) for word in given]
   if given[0] == 'suite':
     monkeypatch.setattr(runners, 'LocalRunner', lambda *_: Answering(answer))
     assert main.main([*given, f'--workdir={tmp_path / "scratch"}']) == 0
@@ -165,6 +187,11 @@ def test_the_python_of_the_readme_runs_and_its_mixer_passes_the_gate(tmp_path):
   names = {}
   exec(kernels, names)
   assert names['o'].shape == (2, 100, 4, 32) and names['state'].shape == (2, 4, 32, 32)
+
+
+def test_the_python_of_the_porting_page_runs():
+  for block in blocks(ROOT / 'docs/PORTING.md', 'python'):
+    exec(block, {})
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
