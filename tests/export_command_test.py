@@ -80,6 +80,7 @@ def test_it_runs_inside_other_peoples_code(exported):
   assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.sweep
 def test_its_example_trains(exported, tmp_path):
   (tmp_path / 'text').write_text('the gate opens and the gate closes. ' * 200)
   process = python('examples/train.py', tmp_path / 'text', 30, folder=exported[0])

@@ -12,10 +12,10 @@ from tests.replay import tables
 
 @pytest.fixture(scope='module')
 def bench():
-  return tables.table(80, noise=0.04)
+  return tables.table(60, noise=0.04)
 
 
-def experiment(cycles=32, seeds=2):
+def experiment(cycles=22, seeds=2):
   default = config.Experiment()
   return dataclasses.replace(
     default,
@@ -37,8 +37,8 @@ def test_mean_of():
 
 def test_searching_beats_not_searching_where_children_resemble_their_parents():
   chosen = [policy for policy in POLICIES if policy.name in ('search', 'random')]
-  plain = tables.table(120, noise=0.01)
-  rows = by_name(comparing.samplers(plain, experiment(), chosen, replays=25))
+  plain = tables.table(90, noise=0.01)
+  rows = by_name(comparing.samplers(plain, experiment(), chosen, replays=20))
   assert rows['search'].lift is None
   assert rows['random'].lift.high < 0.0
   assert rows['random'].worth.value == pytest.approx(rows['search'].worth.value + rows['random'].lift.value)
@@ -47,11 +47,11 @@ def test_searching_beats_not_searching_where_children_resemble_their_parents():
 
 
 def test_every_policy_changes_what_a_search_does(bench):
-  plain = playing.on_table(bench, experiment())
-  runs = {policy.name: playing.play(bench, policy.change(plain), 0) for policy in POLICIES}
+  plain = playing.on_table(bench, experiment(cycles=27))
+  runs = {policy.name: playing.play(bench, policy.change(plain), 3) for policy in POLICIES}
   told = {name: [(o.proposal.name, o.proposal.parent_id) for o in outcomes] for name, outcomes in runs.items()}
   assert len({str(one) for one in told.values()}) == len(POLICIES)
-  assert len(told['one seed']) == 2 + 60 and len(told['four seeds']) == 2 + 15
+  assert len(told['one seed']) == 2 + 50 and len(told['four seeds']) == 2 + 12
 
 
 def test_a_policy_that_needs_more_seeds_than_there_are_is_left_out(bench):
@@ -63,7 +63,7 @@ def test_a_policy_that_needs_more_seeds_than_there_are_is_left_out(bench):
 
 
 def test_rules_of_promotion(bench):
-  rows = by_name(comparing.promotions(bench, replays=6, designs=50, seeds=2))
+  rows = by_name(comparing.promotions(bench, replays=4, designs=50, seeds=2))
   assert rows['everybody'].promoted.value == 50 and rows['everybody'].placebos.value == 1.0
   assert rows['best quarter'].promoted.value == 13
   assert rows['false discoveries 5 %'].promoted.value < rows['likely better'].promoted.value < 50
@@ -74,7 +74,7 @@ def test_rules_of_promotion(bench):
 
 def test_belief_is_less_optimistic_and_nearer_to_the_other_half_than_measurement():
   faint = tables.table(60, noise=0.04, scale=0.25)
-  rows = by_name(comparing.estimators(faint, replays=12, designs=50))
+  rows = by_name(comparing.estimators(faint, replays=8, designs=50))
   assert rows['believed'].error.value < rows['measured'].error.value
   assert rows['believed'].optimism.value < rows['measured'].optimism.value - 0.01
   assert rows['measured'].optimism.low > 0.0

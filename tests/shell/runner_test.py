@@ -234,7 +234,7 @@ def test_an_interrupt_of_the_controller_ends_the_worker(tmp_path, jail):
 
 
 def test_a_runner_that_is_stopped_ends_the_workers_of_all_threads_and_begins_none(tmp_path, any_jail):
-  runs, ended = local(tmp_path, any_jail), []
+  runs, ended = local(tmp_path, any_jail, workers=2), []
 
   def go(name):
     try:
