@@ -95,6 +95,7 @@ EXTRAS = {
   'needed and there': (MODEL, PRESENT, '', 'ok', r'google-genai 3\.4\.0; not installed: openai, .*bubblewrap', ''),
   'no google-genai': (MODEL, {}, '', 'FAIL', "'gemini' needs google-genai", "'asiarch-jax[llm]'"),
   'no openai': (with_(MODEL, llm={'provider': 'openai'}), PRESENT, '', 'FAIL', 'needs openai', '[openai]'),
+  'no ray': (with_(runner={'kind': 'cluster'}), PRESENT, '', 'FAIL', 'cluster.* needs ray', '[cluster]'),
   'no gcsfs': (with_(corpus={'path': 'gs://bucket/text'}), PRESENT, '', 'FAIL', 'corpus.path .* needs gcsfs', '[gcs]'),
   'old': (MODEL, PRESENT | {'google-genai': '1.0'}, '', 'warn', 'supported are google-genai', 'pip install'),
 }
@@ -257,7 +258,7 @@ DISKS = {
   'low': ('run', machine.Disk(os.path.abspath('run'), 4 << 30, True), 'warn', r'4\.0 GiB', 'free 5.0 GiB'),
   'full': ('run', machine.Disk(os.path.abspath('run'), 100 << 20, True), 'FAIL', '100 MiB free', 'another disk'),
   'locked': ('run', machine.Disk(os.path.abspath('run'), 9 << 30, False), 'FAIL', 'may not write', 'another --workdir'),
-  'bucket': ('gs://b/run', machine.Disk('/', 9 << 30, True), 'FAIL', 'is an address', 'a local folder'),
+  'bucket': ('gs://b/run', machine.Disk('/', 9 << 30, True), 'ok', 'gs://b/run, its jobs on the disk of /: 9', ''),
 }
 
 
@@ -362,7 +363,6 @@ def test_a_corpus_is_held_against_what_is_read_from_it(name, text):
 
 def test_a_corpus_that_is_not_there_is_said_how_to_make(tmp_path):
   holds(corpus_row(tmp_path / 'nowhere'), 'FAIL', 'no such folder', 'make one with: asiarch prepare')
-  holds(doctor.check_corpus(with_(corpus={'path': 'gs://b/c'}), pathlib.Path('c')), 'FAIL', 'address', 'local folder')
   holds(doctor.check_corpus(EXPERIMENT, tmp_path / 'docs'), 'ok', 'docs: built on first use')
 
 

@@ -13,8 +13,10 @@ import os
 import pathlib
 import signal
 import sys
+import tempfile
 import types
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 from absl import flags
 from rich.console import Console
@@ -28,7 +30,7 @@ from asiarch_jax.records import Entry, Job, JobResult, Limits, Outcome, Proposal
 from asiarch_jax.report import page, text
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import corpus as corpora
-from asiarch_jax.shell import exchanges, sandbox, zero_shot
+from asiarch_jax.shell import exchanges, places, sandbox, zero_shot
 from asiarch_jax.shell import journal as journals
 from asiarch_jax.shell import runner as runners
 from asiarch_jax.shell.display import Display
@@ -141,8 +143,8 @@ def tree(values: flags.FlagValues, _: list[str]) -> int:
 
 def report(values: flags.FlagValues, _: list[str]) -> int:
   outcomes, experiment = _read(values.workdir)
-  workdir = pathlib.Path(values.workdir)
-  out = pathlib.Path(values.out) if values.out else workdir / 'report'
+  workdir = places.folder(values.workdir)
+  out = places.folder(values.out) if values.out else workdir / 'report'
   events = journals.JsonLines(workdir / 'journal.jsonl', read_only=True).events()
   written = write_report(outcomes, out, experiment, events, zero_shot.every(workdir), registry.confirmed(workdir))
   print(json.dumps({'report': str(written)}) if values.json else written)
@@ -231,7 +233,10 @@ def proposal_of(argument: str) -> Proposal:
 def open_corpus(experiment: config.Experiment, display: Display) -> tuple[pathlib.Path, corpora.Corpus]:
   """Returns the folder of the experiment's corpus and the corpus; `docs` is made on first use."""
   path = experiment.corpus.path
-  if path == 'docs':
+  if places.is_address(path):
+    display.line(f'fetching {path} (once)')
+    folder = places.fetched(path, cache_folder(), corpora.read_card(path).content_hash)
+  elif path == 'docs':
     folder = corpora.docs_folder(cache_folder())
     if not folder.exists():
       display.line('building the corpus from the docstrings of the installed libraries (once)')
@@ -268,6 +273,11 @@ def standard_output() -> Console:
   return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
+def jobs_folder(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Returns the folder of this machine that holds the jobs of a workdir, which may be in a bucket."""
+  return places.disk(workdir, cache_folder())
+
+
 def cache_folder() -> pathlib.Path:
   base = os.environ.get('ASIARCH_CACHE') or os.path.join(
     os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'asiarch'
@@ -297,40 +307,47 @@ def _one_job(values: flags.FlagValues, argument: str, kind: str) -> JobResult:
     if refused:
       return JobResult(job.key, findings=findings, failure=refused)
     jail = choose_jail(experiment, display)
-    workdir = pathlib.Path(values.workdir)
+    workdir = jobs_folder(values.workdir)
     runner = runners.of(workdir, dataclasses.replace(experiment.runner, jail=jail), folder if content else None)
     display.start_cycle(0, 1, None)
     return runner.run(job, display.progress)
 
 
 def _read(workdir: str) -> tuple[tuple[Outcome, ...], config.Experiment]:
-  with archives.OrbaxArchive.open_read_only(pathlib.Path(workdir)) as archive:
+  with archives.OrbaxArchive.open_read_only(workdir) as archive:
     return archive.outcomes(), archive.experiment
 
 
 def write_report(
   outcomes: Sequence[Outcome],
-  out: pathlib.Path,
+  out: Any,
   experiment: config.Experiment,
   events: Sequence[dict],
   measured: Sequence[ZeroShot] = (),
   confirmed: Collection[int] | None = None,
-) -> pathlib.Path:
+) -> Any:
   """Writes the report, with effects that count the changes from a baseline to its children too.
 
   `confirmed` are the entries that a claim has shown, None where nothing was claimed.
   """
   designs = {name: design.to_json() for name, design in genome.GENOMES.items()}
   rows = effects.effects(outcomes, genomes=designs)
-  return page.write(
-    outcomes,
-    out,
-    experiment=experiment,
-    journal_events=events,
-    effect_rows=rows,
-    zero_shot=measured,
-    confirmed=confirmed,
-  )
+  with contextlib.ExitStack() as stack:
+    remote = places.is_address(out)
+    here = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) if remote else out
+    written = page.write(
+      outcomes,
+      here,
+      experiment=experiment,
+      journal_events=events,
+      effect_rows=rows,
+      zero_shot=measured,
+      confirmed=confirmed,
+    )
+    if remote:
+      places.published(here, out)
+      written = out / written.name
+  return written
 
 
 def named(argument: str, outcomes: Sequence[Outcome]) -> Outcome:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import pathlib
 
 from absl import flags
 
@@ -21,13 +20,14 @@ from asiarch_jax.evidence import claims, pairing
 from asiarch_jax.records import Entry, TrainSummary, to_json
 from asiarch_jax.report import ablations as told
 from asiarch_jax.shell import archive as archives
+from asiarch_jax.shell import places
 
 FOLDER = 'ablations'
 FIRST_SEED = 750_000  # of its replicas: none that a search or a comparison of arms used
 
 
 def ablate(values: flags.FlagValues, arguments: list[str]) -> int:
-  workdir = pathlib.Path(values.workdir)
+  workdir = places.folder(values.workdir)
   with archives.OrbaxArchive.open_read_only(workdir) as archive:
     outcomes, experiment = archive.outcomes(), archive.experiment
   entry = commands.named(arguments[0], outcomes)
@@ -56,8 +56,7 @@ def ablate(values: flags.FlagValues, arguments: list[str]) -> int:
     entry.proposal.name,
     tuple(dataclasses.replace(row, adjusted=p) for row, p in zip(rows, adjusted, strict=True)),
   )
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / 'ablation.json').write_text(json.dumps(to_json(page), indent=2) + '\n')
+  places.put(folder / 'ablation.json', (json.dumps(to_json(page), indent=2) + '\n').encode())
   print(json.dumps(to_json(page))) if values.json else commands.standard_output().print(told.ablation_page(page))
   return 0
 

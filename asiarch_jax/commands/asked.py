@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from asiarch_jax import config
+from asiarch_jax import commands, config
 from asiarch_jax.commands import UsageError
 from asiarch_jax.records import Entry, Job, JobResult, Limits, Outcome, Rejection
 from asiarch_jax.shell import questions, text_encoding, zero_shot
@@ -33,7 +32,8 @@ def asked(
   Raises:
     UsageError: the worker failed; says in what.
   """
-  folder = pathlib.Path(workdir).resolve() / zero_shot.FOLDER / f'.questions-{os.getpid()}'
+  home = commands.jobs_folder(workdir)
+  folder = home.resolve() / zero_shot.FOLDER / f'.questions-{os.getpid()}'
   settings = dataclasses.replace(experiment.runner, jail=jail)
   model = dataclasses.replace(experiment.model, mlp_width=entry.training.mlp_width)
   try:
@@ -46,7 +46,7 @@ def asked(
       corpus=content,
       limits=Limits(settings.wall_seconds),
     )
-    runner = runners.of(workdir, settings, folder)
+    runner = runners.of(home, settings, folder)
     result = runner.run(job, display.progress)
     if result.failure is not None:
       raise UsageError(

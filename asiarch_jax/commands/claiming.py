@@ -12,8 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,13 +25,14 @@ from asiarch_jax.evidence import claims, pairing, scaling
 from asiarch_jax.records import Entry, Outcome, TrainSummary, to_json
 from asiarch_jax.report import claims as told
 from asiarch_jax.shell import archive as archives
+from asiarch_jax.shell import places
 
 LATER = 0.1  # share by which a run that is matched by time may take longer than the baseline's
 FIRST_SEED = 1_000_000  # of family 1, and as far apart are the families: no search comes near
 
 
 def claim(values: flags.FlagValues, arguments: list[str]) -> int:
-  workdir = pathlib.Path(values.workdir)
+  workdir = places.folder(values.workdir)
   experiment = archives.read_header(workdir).experiment
   if not arguments:
     return _tell(values, registry.read_claims(workdir))
@@ -58,7 +57,9 @@ def claim(values: flags.FlagValues, arguments: list[str]) -> int:
         f'stopped: family {family.number} stays registered, and every finished training is kept. Run again.'
       )
       return commands.INTERRUPTED
-    _write_once(folder / 'verdicts.json', {'verdicts': [to_json(one) for one in verdicts]})
+    places.put(
+      folder / 'verdicts.json', (json.dumps({'verdicts': [to_json(one) for one in verdicts]}, indent=2) + '\n').encode()
+    )
   return _tell(values, [(family, verdicts)])
 
 
@@ -71,8 +72,8 @@ def _overridden(experiment: config.Experiment, values: flags.FlagValues) -> conf
 
 
 def _registered(
-  workdir: pathlib.Path, experiment: config.Experiment, values: flags.FlagValues, arguments: Sequence[str]
-) -> tuple[claims.Family, pathlib.Path]:
+  workdir: Any, experiment: config.Experiment, values: flags.FlagValues, arguments: Sequence[str]
+) -> tuple[claims.Family, Any]:
   """Returns the family of these arguments, written down before anything is trained; an unfinished one goes on."""
   rung = values.rung or ''
   outcomes = _outcomes(workdir, rung)
@@ -110,7 +111,7 @@ def _registered(
   )
   folder = workdir / registry.FOLDER / f'{number:04d}'
   folder.mkdir(parents=True, exist_ok=True)
-  _write_once(folder / 'family.json', to_json(family))
+  places.put(folder / 'family.json', (json.dumps(to_json(family), indent=2) + '\n').encode())
   return family, folder
 
 
@@ -205,7 +206,7 @@ def _verdict(
   )
 
 
-def _outcomes(workdir: pathlib.Path, rung: str) -> tuple[Outcome, ...]:
+def _outcomes(workdir: Any, rung: str) -> tuple[Outcome, ...]:
   folder = workdir / RUNGS / rung if rung else workdir
   if rung and not folder.exists():
     raise UsageError(f'nothing stands on rung {rung!r} yet; `asiarch verify --workdir={workdir}` lets the best climb')
@@ -218,13 +219,6 @@ def _entry(argument: str, outcomes: Sequence[Outcome]) -> Entry:
   if not isinstance(found, Entry):
     raise UsageError(f'#{found.id} {found.proposal.name} was rejected at {found.stage}: nothing was measured to claim')
   return found
-
-
-def _write_once(path: pathlib.Path, content: Any) -> None:
-  """Writes a JSON file whole or not at all."""
-  part = path.with_suffix('.part')
-  part.write_text(json.dumps(content, indent=2) + '\n')
-  os.replace(part, path)
 
 
 def _tell(values: flags.FlagValues, found: Sequence[tuple[claims.Family, tuple[claims.Verdict, ...]]]) -> int:

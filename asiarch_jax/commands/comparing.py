@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import pathlib
 import shlex
 import statistics
 import sys
@@ -26,6 +25,7 @@ from asiarch_jax.evidence import lift, pairing, placebo, posterior, promotion
 from asiarch_jax.records import Entry, Outcome, entries_of, to_json
 from asiarch_jax.report import arms as told
 from asiarch_jax.search import arms
+from asiarch_jax.shell import places
 from asiarch_jax.shell import runner as runners
 from asiarch_jax.shell.display import Display
 
@@ -45,13 +45,13 @@ def compare(values: flags.FlagValues, _: list[str]) -> int:
       config.validate(arms.arm(experiment, name))
     except ValueError as error:
       raise UsageError(str(error)) from error
-  root = pathlib.Path(values.workdir) / FOLDER
+  root = places.folder(values.workdir) / FOLDER
   again = shlex.join(['asiarch', 'arms', *sys.argv[2:]])
   with Display() as display, commands.terminable():
     corpus_dir, corpus = commands.open_corpus(experiment, display)
     content = corpus.card.content_hash
     jail = commands.choose_jail(experiment, display)
-    local = runners.of(root, dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
+    local = runners.of(commands.jobs_folder(root), dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
     found: dict[str, list[told.ArmRun]] = {name: [] for name in names}
     chosen: dict[str, list[list[Mapping[int, float]]]] = {name: [] for name in names}
     try:
@@ -78,8 +78,7 @@ def compare(values: flags.FlagValues, _: list[str]) -> int:
     tuple(_lifts(names, chosen)),
     {name: arms.ARMS[name][1] for name in names},
   )
-  root.mkdir(parents=True, exist_ok=True)
-  (root / 'arms.json').write_text(json.dumps(to_json(page), indent=2) + '\n')
+  places.put(root / 'arms.json', (json.dumps(to_json(page), indent=2) + '\n').encode())
   print(json.dumps(to_json(page))) if values.json else commands.standard_output().print(told.arms_page(page))
   return 0
 

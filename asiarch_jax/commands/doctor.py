@@ -30,7 +30,7 @@ from asiarch_jax.commands import UsageError
 from asiarch_jax.dialogue import FAULTS, price_of, prices, settings_of
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import corpus as corpora
-from asiarch_jax.shell import library, llm, machine, sandbox
+from asiarch_jax.shell import library, llm, machine, places, sandbox
 from asiarch_jax.shell.calls import Unavailable, redacted
 
 Mark = Literal['ok', 'warn', 'FAIL']
@@ -41,6 +41,7 @@ OPTIONAL = {  # distribution -> the extra that brings it
   'datasets': 'data',
   'pyarrow': 'data',
   'gcsfs': 'gcs',
+  'ray': 'cluster',
 }
 ROOMY_BYTES, LEAST_BYTES = 5 << 30, 200 << 20  # free on the disk of a workdir
 PROVIDER_SECONDS = 30.0  # that a person waits for one answer of a language model
@@ -115,11 +116,11 @@ def checks(experiment: config.Experiment, workdir: str, environment: Mapping[str
   return {
     'experiment': lambda: check_experiment(experiment, commands.baseline_names()),
     'versions': lambda: check_versions({'python': platform.python_version()} | present, machine.required()),
-    'extras': lambda: check_extras(experiment, present, machine.required(), machine.program('bwrap')),
+    'extras': lambda: check_extras(experiment, present, machine.required(), machine.program('bwrap'), workdir),
     'devices': lambda: check_devices(experiment, started(), machine.accelerators()),
     'jail': lambda: check_jail(worker_jail(), sandbox.weaknesses(worker_jail())),
     'memory': lambda: check_memory(experiment.runner, machine.share()),
-    'workdir': lambda: check_workdir(workdir, machine.disk(workdir)),
+    'workdir': lambda: check_workdir(workdir, machine.disk(commands.jobs_folder(workdir))),
     'archive': lambda: check_archive(experiment, workdir, _content_hash(experiment), machine.archive_writer(workdir)),
     'corpus': lambda: check_corpus(experiment, corpus_place(experiment)),
     'cognition': lambda: check_cognition(library.packaged(), _own_papers(experiment), experiment.cognition.papers),
@@ -184,14 +185,18 @@ def check_versions(present: Mapping[str, str], required: Mapping[str, str]) -> R
 
 
 def check_extras(
-  experiment: config.Experiment, present: Mapping[str, str], required: Mapping[str, str], bubblewrap: str
+  experiment: config.Experiment,
+  present: Mapping[str, str],
+  required: Mapping[str, str],
+  bubblewrap: str,
+  workdir: str = '',
 ) -> Row:
-  """Says which optional packages there are, and which extra the experiment lacks."""
+  """Says which optional packages there are, and which extra the experiment or its workdir lacks."""
   there = [f'{name} {present[name]}' for name in OPTIONAL if name in present] + ['bubblewrap'] * bool(bubblewrap)
   absent = [name for name in OPTIONAL if name not in present] + ['bubblewrap'] * (not bubblewrap)
   found = ', '.join(there) or 'none'
   found += f'; not installed: {", ".join(absent)}' if absent else ''
-  lacking = {name: why for name, why in _needed(experiment).items() if name not in present}
+  lacking = {name: why for name, why in _needed(experiment, workdir).items() if name not in present}
   if lacking:
     why = '; '.join(f'{setting} needs {name}' for name, setting in lacking.items())
     extras = ','.join(dict.fromkeys(OPTIONAL[name] for name in lacking))
@@ -290,9 +295,10 @@ def check_memory(runner: config.Runner, share: machine.Share) -> Row:
 
 def check_workdir(workdir: str, disk: machine.Disk) -> Row:
   """Judges the disk that a workdir is on."""
-  if '://' in workdir:
-    return Row('FAIL', 'workdir', f'{workdir} is an address, and a search works on local disks', 'name a local folder')
-  there = workdir if os.path.abspath(workdir) == disk.folder else f'{workdir} (to be made in {disk.folder})'
+  if places.is_address(workdir):
+    there = f'{workdir}, its jobs on the disk of {disk.folder}'
+  else:
+    there = workdir if os.path.abspath(workdir) == disk.folder else f'{workdir} (to be made in {disk.folder})'
   found = f'{there}: {_size(disk.free_bytes)} free'
   if not disk.writable:
     return Row('FAIL', 'workdir', f'{found}, and you may not write there', 'name another --workdir')
@@ -340,10 +346,9 @@ def check_archive(experiment: config.Experiment, workdir: str, corpus_hash: str,
 def check_corpus(experiment: config.Experiment, place: pathlib.Path) -> Row:
   """Loads the corpus and holds it against the settings that read from it."""
   path, training, evaluation = experiment.corpus.path, experiment.training, experiment.evaluation
-  if '://' in path:
-    return Row(
-      'FAIL', 'corpus', f'{path} is an address, and workers read from local disks', 'copy it to a local folder'
-    )
+  if places.is_address(path) and not place.exists():
+    card = corpora.read_card(path)
+    return Row('ok', 'corpus', f'{path}: {card.tokens:,} tokens, fetched to this disk before the first job')
   if path == 'docs' and not place.exists():
     return Row('ok', 'corpus', 'docs: built on first use, from the docstrings of the installed libraries')
   corpus = corpora.load(place)
@@ -487,6 +492,8 @@ def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
 def corpus_place(experiment: config.Experiment) -> pathlib.Path:
   """Returns the folder that a search reads its corpus from."""
   path = experiment.corpus.path
+  if places.is_address(path):
+    return places.fetched_folder(commands.cache_folder(), corpora.read_card(path).content_hash)
   return corpora.docs_folder(commands.cache_folder()) if path == 'docs' else pathlib.Path(path)
 
 
@@ -520,9 +527,9 @@ def _own_papers(experiment: config.Experiment) -> dict[str, str]:
   return {f'{folder}/{name}': text for name, text in library.folder(folder).items()} if folder else {}
 
 
-def _needed(experiment: config.Experiment) -> dict[str, str]:
+def _needed(experiment: config.Experiment, workdir: str) -> dict[str, str]:
   """Returns the optional packages that the experiment cannot do without, each with the setting that asks for it."""
-  provider, paths = experiment.llm.provider, {'corpus.path': experiment.corpus.path}
+  provider, paths = experiment.llm.provider, {'corpus.path': experiment.corpus.path, '--workdir': workdir}
   needed = {}
   if roles_in_use(experiment):
     paths['llm.exchanges'] = experiment.llm.exchanges
@@ -531,6 +538,8 @@ def _needed(experiment: config.Experiment) -> dict[str, str]:
   for name, path in paths.items():
     if path.startswith('gs://'):
       needed['gcsfs'] = f'{name} = {path!r}'
+  if experiment.runner.kind == 'cluster':
+    needed['ray'] = "runner.kind = 'cluster'"
   return needed
 
 

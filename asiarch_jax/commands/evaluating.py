@@ -12,7 +12,6 @@ import importlib
 import json
 import math
 import os
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,7 +39,7 @@ from asiarch_jax.shell.display import Display
 
 def evaluate(values: flags.FlagValues, arguments: list[str]) -> int:
   harness = _harness()
-  with archives.OrbaxArchive.open_read_only(pathlib.Path(values.workdir)) as archive:
+  with archives.OrbaxArchive.open_read_only(values.workdir) as archive:
     outcomes = archive.outcomes()
     entry = trained(commands.named(arguments[0], outcomes))
     parameters = archive.arrays(entry.id)

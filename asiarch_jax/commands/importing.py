@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
 
 from absl import flags
 
@@ -18,13 +17,14 @@ from asiarch_jax.records import Entry, Outcome, entries_of, to_json
 from asiarch_jax.report import text
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import journal as journals
+from asiarch_jax.shell import places
 from asiarch_jax.shell import runner as runners
 from asiarch_jax.shell.display import Display
 
 
 def bring(values: flags.FlagValues, arguments: list[str]) -> int:
   """Runs one cycle whose proposal is the file, and archives what it came to. Status 1 when it was rejected."""
-  workdir = pathlib.Path(values.workdir)
+  workdir = places.folder(values.workdir)
   header = archives.read_header(workdir)
   experiment = header.experiment
   proposal = commands.proposal_of(arguments[0])
@@ -46,7 +46,7 @@ def bring(values: flags.FlagValues, arguments: list[str]) -> int:
       while is_placebo(number, experiment):  # such a cycle would send a copy of the baseline instead
         number += 1
       jail = commands.choose_jail(experiment, display)
-      local = runners.of(workdir, dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
+      local = runners.of(commands.jobs_folder(workdir), dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
       display.start_cycle(number, 0, None)
       show = display.progress_of(number)
       journal = journals.JsonLines(workdir / 'journal.jsonl')

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 
 from asiarch_jax.evidence import claims
 from asiarch_jax.records import from_json
+from asiarch_jax.shell import places
 
 FOLDER = 'claims'
 
@@ -15,7 +15,7 @@ FOLDER = 'claims'
 def read_claims(workdir: str | os.PathLike[str]) -> list[tuple[claims.Family, tuple[claims.Verdict, ...]]]:
   """Returns the families of a workdir in order, each with its verdicts: empty while it is not finished."""
   found = []
-  for path in sorted((pathlib.Path(workdir) / FOLDER).glob('[0-9]*/family.json')):
+  for path in sorted((places.folder(workdir) / FOLDER).glob('[0-9]*/family.json'), key=str):
     family = from_json(claims.Family, json.loads(path.read_text()))
     done = path.with_name('verdicts.json')
     verdicts = json.loads(done.read_text())['verdicts'] if done.exists() else []

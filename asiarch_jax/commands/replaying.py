@@ -18,7 +18,7 @@ from asiarch_jax.records import to_json
 from asiarch_jax.replay import comparing, playing, table
 from asiarch_jax.report import replay as told
 from asiarch_jax.shell import archive as archives
-from asiarch_jax.shell import machine, table_file
+from asiarch_jax.shell import machine, places, table_file
 from asiarch_jax.shell.display import Display
 
 PARTS = ('search', 'promotion', 'belief', 'stopping')
@@ -37,7 +37,7 @@ def tabulate(values: flags.FlagValues, _: list[str]) -> int:
       if status:
         print(f'the table is not made yet. To go on: {shlex.join(["asiarch", "tabulate", *sys.argv[2:]])}')
         return status
-  workdir = pathlib.Path(values.workdir)
+  workdir = places.folder(values.workdir)
   header = archives.read_header(workdir)
   experiment = header.experiment
   rung = values.rung or experiment.ladder[-1]

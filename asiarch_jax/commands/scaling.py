@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import pathlib
 
 from absl import flags
 
@@ -20,13 +19,14 @@ from asiarch_jax.evidence import scaling
 from asiarch_jax.records import Entry, TrainSummary, to_json
 from asiarch_jax.report import scaling as told
 from asiarch_jax.shell import archive as archives
+from asiarch_jax.shell import places
 
 FOLDER = 'scaling'
 FIRST_SEED = 250_000  # of its replicas: none that a search, an ablation or a claim used
 
 
 def scale(values: flags.FlagValues, arguments: list[str]) -> int:
-  workdir = pathlib.Path(values.workdir)
+  workdir = places.folder(values.workdir)
   with archives.OrbaxArchive.open_read_only(workdir) as archive:
     outcomes, experiment = archive.outcomes(), archive.experiment
   entry = commands.named(arguments[0], outcomes)
@@ -70,8 +70,7 @@ def scale(values: flags.FlagValues, arguments: list[str]) -> int:
   except ValueError as error:
     raise UsageError(f'these sizes cannot be fitted: {error}') from error
   page = told.ScalingPage(entry.id, entry.proposal.name, baseline.proposal.name, tuple(arms[0]), tuple(arms[1]), found)
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / 'scaling.json').write_text(json.dumps(to_json(page), indent=2) + '\n')
+  places.put(folder / 'scaling.json', (json.dumps(to_json(page), indent=2) + '\n').encode())
   print(json.dumps(to_json(page))) if values.json else commands.standard_output().print(told.scaling_page(page))
   return 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
 import queue
 import shlex
 import sys
@@ -25,8 +24,8 @@ from asiarch_jax.report import text
 from asiarch_jax.search import budget
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import journal as journals
+from asiarch_jax.shell import places, zero_shot
 from asiarch_jax.shell import runner as runners
-from asiarch_jax.shell import zero_shot
 from asiarch_jax.shell.calls import Unavailable
 from asiarch_jax.shell.display import Display
 
@@ -184,12 +183,12 @@ def search(values: flags.FlagValues, _: list[str]) -> int:
   experiment = commands.experiment_of(values)
   if values.cycles:
     experiment = dataclasses.replace(experiment, search=dataclasses.replace(experiment.search, cycles=values.cycles))
-  workdir = pathlib.Path(values.workdir)
+  workdir = places.folder(values.workdir)
   began = time.monotonic()
   with Display() as display, commands.terminable():
     corpus_dir, corpus = commands.open_corpus(experiment, display)
     jail = commands.choose_jail(experiment, display)
-    local = runners.of(workdir, dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
+    local = runners.of(commands.jobs_folder(workdir), dataclasses.replace(experiment.runner, jail=jail), corpus_dir)
     again = shlex.join(['asiarch', 'search', *sys.argv[2:]])
     try:
       done = conducted(experiment, workdir, local, corpus.card.content_hash, display, began, again)
@@ -218,7 +217,7 @@ class Conducted:
 
 def conducted(
   experiment: config.Experiment,
-  workdir: pathlib.Path,
+  workdir: Any,
   local: runners.LocalRunner,
   corpus: str,
   display: Display,
@@ -275,7 +274,7 @@ def _say_estimate(run: Search) -> None:
   run.display.line(budget.told(estimate, to_come))
 
 
-def _say_end(values: flags.FlagValues, run: Search, before: int, wall: float, report: pathlib.Path, again: str) -> None:
+def _say_end(values: flags.FlagValues, run: Search, before: int, wall: float, report: Any, again: str) -> None:
   added, spent = len(run.outcomes) - before, run.spent()
   if values.json:
     document = {

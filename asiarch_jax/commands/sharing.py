@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-import shutil
 from collections.abc import Iterator
 
 from absl import flags
@@ -16,7 +15,7 @@ from asiarch_jax.evidence import noise
 from asiarch_jax.records import Entry, Outcome
 from asiarch_jax.search import merging
 from asiarch_jax.shell import archive as archives
-from asiarch_jax.shell import dump_file
+from asiarch_jax.shell import dump_file, places
 
 
 def dump(values: flags.FlagValues, _: list[str]) -> int:
@@ -57,7 +56,7 @@ def load(values: flags.FlagValues, arguments: list[str]) -> int:
 
 def merge(values: flags.FlagValues, arguments: list[str]) -> int:
   """Unites archives in a new workdir; those that are read stay as they are."""
-  target = pathlib.Path(values.workdir)
+  target = places.folder(values.workdir)
   if (target / archives.FOLDER).exists():
     raise UsageError(
       f'--workdir={target} holds an archive already; name a new folder for the union, or remove what an interrupted '
@@ -99,7 +98,7 @@ def merge(values: flags.FlagValues, arguments: list[str]) -> int:
           kept.append(outcome)
     counts['outcomes'] = len(kept)
   if claimed:
-    shutil.copytree(pathlib.Path(arguments[0]) / registry.FOLDER, target / registry.FOLDER)
+    places.copied(places.folder(arguments[0]) / registry.FOLDER, target / registry.FOLDER)
   for note in notes:
     standard_output().print(note, soft_wrap=True)
   _tell(

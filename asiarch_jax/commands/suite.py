@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
-import pathlib
 import shlex
 import sys
 from collections.abc import Mapping
@@ -43,7 +42,7 @@ def suite(values: flags.FlagValues, arguments: list[str]) -> int:
   refused = source.failure(source.check(proposal.source))
   if refused:
     return _say_refused(values, refused)
-  workdir = pathlib.Path(values.workdir)
+  workdir = commands.jobs_folder(values.workdir)
   with Display() as display, commands.terminable():
     jail = commands.choose_jail(experiment, display)
     wall = max(experiment.runner.wall_seconds, chosen.wall_seconds)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from asiarch_jax import commands, config
 from asiarch_jax.evidence import blocks
@@ -99,10 +100,12 @@ class Bench:
   jail: str
 
   def trials(
-    self, folder: pathlib.Path, experiment: config.Experiment, first_seed: int, replicas: int, *, vault: bool = False
+    self, folder: Any, experiment: config.Experiment, first_seed: int, replicas: int, *, vault: bool = False
   ) -> Trials:
     """Returns trainings at the sizes of `experiment`, whose jobs lie in `folder`."""
-    runner = runners.of(folder, dataclasses.replace(experiment.runner, jail=self.jail), self.corpus_dir)
+    runner = runners.of(
+      commands.jobs_folder(folder), dataclasses.replace(experiment.runner, jail=self.jail), self.corpus_dir
+    )
     self.display.start_cycle(0, 0, None)
     return Trials(
       experiment, runner, self.corpus, first_seed, replicas, self.display.progress, self.display.line, vault
@@ -110,7 +113,7 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench(workdir: pathlib.Path, experiment: config.Experiment) -> Iterator[Bench]:
+def bench(workdir: Any, experiment: config.Experiment) -> Iterator[Bench]:
   """Opens what trainings of a workdir's entries need.
 
   Raises:

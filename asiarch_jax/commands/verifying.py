@@ -13,7 +13,6 @@ import concurrent.futures
 import dataclasses
 import json
 import math
-import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from asiarch_jax.records import Entry, Outcome, Rejection, entries_of, to_json
 from asiarch_jax.report import rungs as told
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import journal as journals
+from asiarch_jax.shell import places
 from asiarch_jax.shell import runner as runners
 from asiarch_jax.shell.display import Display
 
@@ -132,7 +132,7 @@ class Stage:
 
 
 def verify(values: flags.FlagValues, _: list[str]) -> int:
-  workdir = pathlib.Path(values.workdir)
+  workdir = places.folder(values.workdir)
   begun = archives.read_header(workdir).experiment
   experiment = commands.experiment_of(values) if values.config is not None else begun
   names = _rungs_to_climb(experiment, values.rung)
@@ -147,7 +147,7 @@ def verify(values: flags.FlagValues, _: list[str]) -> int:
       stage_dir = workdir / FOLDER / name
       here = config.at_rung(experiment, name)
       commands.require_vocabulary(here.model, corpus, f'rungs.{name}.model')
-      local = runners.of(stage_dir, dataclasses.replace(here.runner, jail=jail), corpus_dir)
+      local = runners.of(commands.jobs_folder(stage_dir), dataclasses.replace(here.runner, jail=jail), corpus_dir)
       slots = Slots(local, here.runner.workers)
       with (
         archives.OrbaxArchive.open(stage_dir, here, content) as rung_archive,
@@ -199,7 +199,7 @@ def _rungs_to_climb(experiment: config.Experiment, last: str | None) -> tuple[st
   return experiment.ladder[: experiment.ladder.index(last) + 1]
 
 
-def _climbed(stage: Stage, name: str, below: Sequence[Outcome], folder: pathlib.Path) -> told.RungPage:
+def _climbed(stage: Stage, name: str, below: Sequence[Outcome], folder: Any) -> told.RungPage:
   """Chooses who climbs, measures them, and returns what there is to tell."""
   beliefs = posterior.believed(below, stage.experiment.search.baseline)
   if not beliefs:

@@ -27,8 +27,6 @@ import json
 import logging
 import os
 import re
-import socket
-import time
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -38,6 +36,7 @@ import numpy as np
 from etils import epath
 
 from asiarch_jax import config, records
+from asiarch_jax.shell.writer_lock import WriterLock
 
 SEGMENT = 100  # records that one file of the index holds at most
 FOLDER = 'archive'
@@ -61,7 +60,7 @@ class OrbaxArchive:
   """
 
   def __init__(
-    self, folder: epath.Path, experiment: config.Experiment, lock: _WriterLock | None, segment: int = SEGMENT
+    self, folder: epath.Path, experiment: config.Experiment, lock: WriterLock | None, segment: int = SEGMENT
   ):
     self.experiment = experiment
     self._folder = folder
@@ -106,7 +105,7 @@ class OrbaxArchive:
     try:
       for part in ('outcomes', 'index'):
         (folder / part).mkdir(parents=True, exist_ok=True)
-      lock = _WriterLock(folder / 'writer.lock')
+      lock = WriterLock(folder / 'writer.lock')
     except BlockingIOError:
       raise
     except OSError as error:
@@ -142,6 +141,7 @@ class OrbaxArchive:
       raise FileExistsError(errno.EEXIST, f'outcome {outcome.id} is in the archive already')
     if outcome.id < 0:
       raise ValueError(f'outcome id {outcome.id} is negative; ids count from 0')
+    self._lock.confirm()
     text = _text(outcome)
     blob, layout = pack(arrays)
     body = {'schema': records.SCHEMA, 'outcome': text, 'sha256': _hash(text.encode()), 'layout': layout}
@@ -196,7 +196,8 @@ class OrbaxArchive:
 
   def _clean(self) -> None:
     """Removes what killed writers left: steps that were never committed."""
-    for path in (self._folder / 'outcomes').iterdir():
+    folder = self._folder / 'outcomes'
+    for path in folder.iterdir() if folder.exists() else ():  # a bucket has no empty folders
       if not _STEP.fullmatch(path.name):
         path.rmtree()
 
@@ -473,90 +474,6 @@ def _quiet() -> Iterator[None]:
     yield
   finally:
     logger.setLevel(level)
-
-
-class _WriterLock:
-  """Held by the one process that may append.
-
-  On a local folder the kernel keeps it (flock), so a dead writer's is free at once; the file's text only tells people
-  who holds it. A bucket has no such thing: there the object is the lock, and it is taken over when its process was on
-  this host and is gone.
-  """
-
-  def __init__(self, path: epath.Path):
-    self._path = path
-    self._descriptor: int | None = None
-    owner = json.dumps({'pid': os.getpid(), 'host': socket.gethostname(), 'since': time.time()})
-    if _is_local(path):
-      self._lock_file(owner)
-    else:
-      claim(path, owner)
-
-  def _lock_file(self, owner: str) -> None:
-    import fcntl
-
-    descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      other = os.read(descriptor, 4096)
-      os.close(descriptor)
-      if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-        raise _in_use(self._path, _owner(other)) from None
-      if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
-        raise
-      claim(self._path, owner)  # a file system without flock
-      return
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, owner.encode(), 0)
-    self._descriptor = descriptor
-
-  def release(self) -> None:
-    if self._descriptor is None:
-      self._path.unlink(missing_ok=True)
-    else:
-      os.ftruncate(self._descriptor, 0)
-      os.close(self._descriptor)
-      self._descriptor = None
-
-
-def claim(path: epath.Path, owner: str) -> None:
-  """Writes the lock object `path` unless a living writer holds it: for stores without flock.
-
-  Raises:
-    BlockingIOError: it is held; the message names the pid, and what to do when that process is gone.
-  """
-  if path.exists():
-    other = _owner(path.read_bytes())
-    if not (other.get('host') == socket.gethostname() and not _alive(int(other.get('pid', 0)))):
-      raise _in_use(path, other)
-  path.write_text(owner)
-
-
-def _owner(text: bytes) -> dict[str, Any]:
-  try:
-    owner = json.loads(text)
-  except ValueError:
-    return {}
-  return owner if isinstance(owner, dict) else {}
-
-
-def _in_use(path: epath.Path, owner: dict[str, Any]) -> BlockingIOError:
-  who = f'process {owner.get("pid", "(unknown)")} on {owner.get("host", "an unknown host")}'
-  remedy = 'wait for it or stop it' if _is_local(path) else f'wait for it, stop it, or delete {path} if it is gone'
-  return BlockingIOError(errno.EAGAIN, f'{who} is appending to {path.parent}; {remedy}, or use another workdir')
-
-
-def _alive(pid: int) -> bool:
-  if pid <= 0:
-    return False
-  try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
-    return False
-  except PermissionError:
-    return True
-  return True
 
 
 def _absolute(workdir: str | os.PathLike[str]) -> epath.Path:

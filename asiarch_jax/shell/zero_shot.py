@@ -8,18 +8,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
 
 from asiarch_jax.records import ZeroShot, from_json, to_json
-from asiarch_jax.shell import jobfolder
+from asiarch_jax.shell import places
 
 FOLDER = 'zero_shot'  # in the workdir
 
 
 def keep(workdir: str | os.PathLike[str], result: ZeroShot) -> None:
   """Writes a result beside those of earlier calls; a metric that was measured alike before is replaced."""
-  folder = pathlib.Path(workdir) / FOLDER
-  folder.mkdir(parents=True, exist_ok=True)
+  folder = places.folder(workdir) / FOLDER
   fresh = {(score.task, score.metric) for score in result.scores}
   kept = []
   for other in of(workdir, result.entry):
@@ -29,7 +27,7 @@ def keep(workdir: str | os.PathLike[str], result: ZeroShot) -> None:
     else:
       kept.append(other)
   body = [to_json(one) for one in (*kept, result)]
-  jobfolder.replace(folder / f'{result.entry:08d}.json', json.dumps(body, indent=1).encode())
+  places.put(folder / f'{result.entry:08d}.json', json.dumps(body, indent=1).encode())
 
 
 def of(workdir: str | os.PathLike[str], entry: int) -> list[ZeroShot]:
@@ -38,7 +36,7 @@ def of(workdir: str | os.PathLike[str], entry: int) -> list[ZeroShot]:
   Raises:
     ValueError: the file was damaged, or written by another version.
   """
-  path = pathlib.Path(workdir) / FOLDER / f'{entry:08d}.json'
+  path = places.folder(workdir) / FOLDER / f'{entry:08d}.json'
   try:
     return [from_json(ZeroShot, one) for one in json.loads(path.read_bytes())]
   except FileNotFoundError:
@@ -49,5 +47,5 @@ def of(workdir: str | os.PathLike[str], entry: int) -> list[ZeroShot]:
 
 def every(workdir: str | os.PathLike[str]) -> list[ZeroShot]:
   """Returns what all entries were measured at, by entry."""
-  paths = sorted((pathlib.Path(workdir) / FOLDER).glob('[0-9]*.json'))
+  paths = sorted((places.folder(workdir) / FOLDER).glob('[0-9]*.json'), key=str)
   return [one for path in paths for one in of(workdir, int(path.stem))]

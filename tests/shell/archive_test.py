@@ -373,20 +373,6 @@ def test_the_lock_of_another_process_names_its_pid_and_dies_with_it(tmp_path):
     archive.append(samples.rejection(99_999), {})
 
 
-def test_a_lock_object_is_respected_while_its_process_lives_and_taken_over_after(tmp_path):
-  path = epath.Path(tmp_path) / 'writer.lock'
-  process = subprocess.Popen(['sleep', '60'])
-  host = os.uname().nodename
-  path.write_text(json.dumps({'pid': process.pid, 'host': host}))
-  with pytest.raises(BlockingIOError, match=f'process {process.pid} on {host}.*'):
-    archives.claim(path, '{}')
-  process.kill()
-  process.wait()
-  archives.claim(path, json.dumps({'pid': 1, 'host': 'elsewhere'}))
-  with pytest.raises(BlockingIOError, match='elsewhere'):  # whether it lives cannot be known from here
-    archives.claim(path, '{}')
-
-
 def test_a_damaged_step_is_named(tmp_path):
   filled(tmp_path)
   shutil.rmtree(tmp_path / 'archive' / 'index')
