@@ -105,3 +105,9 @@ def test_a_setting_of_the_experiment_is_what_is_compared(file, capsys):
 def test_bad_input_says_what_to_do(file, capsys, arguments, said):
   status, _, error = run(capsys, 'replay', f'--table={file}', *arguments)
   assert status == 2 and said in error
+
+
+def test_the_table_of_the_package_is_whole():
+  made = tables.of_json(table_file.read(table_file.packaged()))
+  assert len(made.measured) > 170 and len(made.candidates) > 160 and made.made['jax']
+  assert table_file.packaged().stat().st_size < 1 << 20
