@@ -11,6 +11,7 @@ import pytest
 from asiarch_jax import main, records
 from asiarch_jax.shell import runner as runners
 from tests.cli import asiarch
+from tests.cli import in_process as run
 from tests.planted import planted
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -26,13 +27,6 @@ def better(share=0.25, by=0.15):
     return by if sum(job.name.encode()) % 4 < 4 * share else 0.0
 
   return effect
-
-
-def run(capsys, *arguments):
-  """Returns status, standard output and standard error of a command in this process."""
-  status = main.main([str(argument) for argument in arguments])
-  captured = capsys.readouterr()
-  return status, captured.out, captured.err
 
 
 @pytest.fixture
@@ -91,6 +85,18 @@ def test_verify_lets_the_better_climb_in_rounds_and_says_how_the_rungs_agree(sea
   assert {job.experiment['model']['layers'] for job in kind.jobs[before:]} == {2}
   _, text, _ = run(capsys, 'verify', f'--workdir={workdir}')
   assert 'correlate by' in text and 'believed here' in text
+
+
+def test_what_the_last_round_measured_is_archived_as_it_arrives(searched, capsys):
+  workdir, kind = searched
+  kind.interrupt_after = len(kind.jobs) + 7
+  arguments = ('verify', f'--workdir={workdir}', *CONFIG, '--config.rungs.small.rounds=1')
+  assert run(capsys, *arguments)[0] == 130
+  before = set(rows_of(capsys, workdir / 'rungs/small'))
+  assert len(before) > 3, 'more than the baselines'
+  kind.interrupt_after = None
+  assert run(capsys, *arguments)[0] == 0
+  assert before < set(rows_of(capsys, workdir / 'rungs/small'))
 
 
 def test_verify_again_lets_only_the_others_climb_and_an_interrupted_choice_stands(searched, capsys):

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from asiarch_jax import main
 from asiarch_jax.replay import table as tables
 from asiarch_jax.shell import runner as runners
 from asiarch_jax.shell import table_file
+from tests.cli import in_process as run
 from tests.planted import planted
 from tests.replay.tables import table
 
@@ -18,12 +18,6 @@ CONFIG = ('--config=configs/smoke.py', '--config.evidence.floor=4', '--config.tr
 
 def effect(job):
   return 0.0 if job.name == 'delta_net' else 0.05 * (sum(job.name.encode()) % 4)
-
-
-def run(capsys, *arguments):
-  status = main.main([str(argument) for argument in arguments])
-  captured = capsys.readouterr()
-  return status, captured.out, captured.err
 
 
 @pytest.fixture

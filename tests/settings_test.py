@@ -255,7 +255,7 @@ ELSEWHERE = {  # the test that shows what a setting does
     'tests/settings_test.py::test_a_rung_is_measured_with_its_own_sizes',
   ),
   'researcher.repairs': 'tests/cycle_test.py::test_findings_go_back_to_the_researcher_a_set_number_of_times',
-  'runner.kind': 'tests/shell/cluster_test.py::test_a_job_gives_what_it_gives_here',
+  'runner.kind': 'tests/shell/runner_test.py::test_the_kind_says_who_runs_a_job_and_what_it_needs',
   'runner.address': 'tests/cluster_search_test.py::test_an_address_without_a_cluster_is_said',
   'runner.retries': 'tests/shell/cluster_test.py::test_nodes_that_go_on_being_lost_end_it',
   'runner.jail': 'tests/shell/attacks_test.py::test_the_attacks_do_succeed_without_a_jail',

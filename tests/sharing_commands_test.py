@@ -8,23 +8,18 @@ import shutil
 import numpy as np
 import pytest
 
-from asiarch_jax import config, main, records
+from asiarch_jax import config, records
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import dump_file
 from asiarch_jax.shell import runner as runners
 from tests import samples
 from tests.cli import asiarch
+from tests.cli import in_process as run
 from tests.planted import planted
 from tests.search.merging_test import marked
 
 EXPERIMENT = config.Experiment()
 ARRAYS = {'params/w': np.arange(6.0, dtype=np.float32).reshape(2, 3), 'step': np.int32(4)}
-
-
-def run(capsys, *arguments):
-  status = main.main([str(argument) for argument in arguments])
-  captured = capsys.readouterr()
-  return status, captured.out, captured.err
 
 
 def write(folder, outcomes, experiment=EXPERIMENT, corpus='text'):

@@ -56,7 +56,7 @@ def ablate(values: flags.FlagValues, arguments: list[str]) -> int:
     entry.proposal.name,
     tuple(dataclasses.replace(row, adjusted=p) for row, p in zip(rows, adjusted, strict=True)),
   )
-  places.put(folder / 'ablation.json', (json.dumps(to_json(page), indent=2) + '\n').encode())
+  places.put_json(folder / 'ablation.json', to_json(page))
   print(json.dumps(to_json(page))) if values.json else commands.standard_output().print(told.ablation_page(page))
   return 0
 

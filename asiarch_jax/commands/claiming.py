@@ -57,9 +57,7 @@ def claim(values: flags.FlagValues, arguments: list[str]) -> int:
         f'stopped: family {family.number} stays registered, and every finished training is kept. Run again.'
       )
       return commands.INTERRUPTED
-    places.put(
-      folder / 'verdicts.json', (json.dumps({'verdicts': [to_json(one) for one in verdicts]}, indent=2) + '\n').encode()
-    )
+    places.put_json(folder / 'verdicts.json', {'verdicts': [to_json(one) for one in verdicts]})
   return _tell(values, [(family, verdicts)])
 
 
@@ -111,7 +109,7 @@ def _registered(
   )
   folder = workdir / registry.FOLDER / f'{number:04d}'
   folder.mkdir(parents=True, exist_ok=True)
-  places.put(folder / 'family.json', (json.dumps(to_json(family), indent=2) + '\n').encode())
+  places.put_json(folder / 'family.json', to_json(family))
   return family, folder
 
 

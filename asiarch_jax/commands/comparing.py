@@ -78,7 +78,7 @@ def compare(values: flags.FlagValues, _: list[str]) -> int:
     tuple(_lifts(names, chosen)),
     {name: arms.ARMS[name][1] for name in names},
   )
-  places.put(root / 'arms.json', (json.dumps(to_json(page), indent=2) + '\n').encode())
+  places.put_json(root / 'arms.json', to_json(page))
   print(json.dumps(to_json(page))) if values.json else commands.standard_output().print(told.arms_page(page))
   return 0
 

@@ -25,7 +25,7 @@ from asiarch_jax.export import package
 from asiarch_jax.records import Entry, Outcome
 from asiarch_jax.report import card
 from asiarch_jax.shell import archive as archives
-from asiarch_jax.shell import machine, questions, text_encoding
+from asiarch_jax.shell import jobfolder, machine, questions, text_encoding
 from asiarch_jax.shell.display import Display
 
 ROWS, TOKENS = 2, 24  # of the text whose logits are kept for the package's own tests
@@ -74,6 +74,7 @@ def export(values: flags.FlagValues, arguments: list[str]) -> int:
     vendored=values.vendor,
     package=package.package_name(entry.proposal.name),
   )
+  parameters = one_by_one(stored)
   content = package.Content(
     name=facts.package,
     title=re.sub(r'[^\w .-]', '_', entry.proposal.name),
@@ -81,7 +82,8 @@ def export(values: flags.FlagValues, arguments: list[str]) -> int:
     model=model,
     training=experiment.training,
     learning_rate=entry.training.learning_rate,
-    parameters=one_by_one(stored),
+    parameters=parameters,
+    tree=jobfolder.nested(parameters),
     archived=arrays,
     steps=steps.passed,
     card=card.written(facts),

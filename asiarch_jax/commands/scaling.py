@@ -70,7 +70,7 @@ def scale(values: flags.FlagValues, arguments: list[str]) -> int:
   except ValueError as error:
     raise UsageError(f'these sizes cannot be fitted: {error}') from error
   page = told.ScalingPage(entry.id, entry.proposal.name, baseline.proposal.name, tuple(arms[0]), tuple(arms[1]), found)
-  places.put(folder / 'scaling.json', (json.dumps(to_json(page), indent=2) + '\n').encode())
+  places.put_json(folder / 'scaling.json', to_json(page))
   print(json.dumps(to_json(page))) if values.json else commands.standard_output().print(told.scaling_page(page))
   return 0
 

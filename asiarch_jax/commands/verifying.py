@@ -69,16 +69,15 @@ class Stage:
     """Measures entries of the rung below in rounds: after each the less promising half gets no more replicas."""
     done = {outcome.id for outcome in self.outcomes}
     waiting = [entry for entry in climbing if entry.id not in done]
-    measured = self._kept_entries(self._all(lambda entry: self._cycle(entry.id, entry), waiting))
-    for _ in range(self.rung.rounds - 1):
+    measured = self._round(self._all(lambda entry: self._cycle(entry.id, entry), waiting), self.rung.rounds == 1)
+    for number in range(2, self.rung.rounds + 1):
       beliefs = posterior.believed([*self.outcomes, *measured], self.experiment.search.baseline)
       chosen = set(ladder.promising([beliefs[entry.id] for entry in measured if entry.id in beliefs]))
       for entry in measured:
         if entry.id not in chosen:
           self._keep(entry)
-      measured = self._kept_entries(self._all(self._replicated, [entry for entry in measured if entry.id in chosen]))
-    for entry in measured:
-      self._keep(entry)
+      going_on = [entry for entry in measured if entry.id in chosen]
+      measured = self._round(self._all(self._replicated, going_on), number == self.rung.rounds)
 
   def _all(self, work: Callable[[Entry], Outcome], entries: Sequence[Entry]) -> Iterator[Outcome]:
     with concurrent.futures.ThreadPoolExecutor(max(1, self.experiment.runner.workers)) as pool:
@@ -89,11 +88,11 @@ class Stage:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
 
-  def _kept_entries(self, outcomes: Iterator[Outcome]) -> list[Entry]:
-    """Archives the rejections among outcomes and returns the entries, which may get more replicas first."""
+  def _round(self, outcomes: Iterator[Outcome], last: bool) -> list[Entry]:
+    """Archives what is final as it arrives, in the last round everything, and returns the entries that may go on."""
     entries = []
     for outcome in outcomes:
-      if isinstance(outcome, Entry):
+      if isinstance(outcome, Entry) and not last:
         entries.append(outcome)
       else:
         self._keep(outcome)

@@ -19,6 +19,7 @@ import importlib.resources
 import json
 import pathlib
 import re
+import shutil
 import string
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +42,10 @@ MODEL = ('width', 'layers', 'heads', 'mlp_width', 'vocabulary', 'tied', 'norm_ep
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-  """What a package is made of. `parameters` are by path, layers one by one; `archived` what a worker computed."""
+  """What a package is made of.
+
+  `parameters` are by path, layers one by one, `tree` the same nested; `archived` what a worker computed.
+  """
 
   name: str
   title: str
@@ -50,6 +54,7 @@ class Content:
   training: config.Training
   learning_rate: float
   parameters: Mapping[str, np.ndarray]
+  tree: Mapping[str, Any]
   archived: Mapping[str, np.ndarray]
   steps: bool  # states can be carried
   card: str
@@ -175,8 +180,6 @@ def write(folder: pathlib.Path, content: Content, *, vendor: bool) -> list[str]:
     FileExistsError: the folder is there.
     ModuleNotFoundError: the extra `export` is not installed.
   """
-  import shutil
-
   if folder.exists():
     raise FileExistsError(f'{folder} is there already; remove it, or name another folder')
   part = folder.with_name(f'.{folder.name}.part')
@@ -199,13 +202,6 @@ def _write_arrays(part: pathlib.Path, content: Content) -> None:
   home = part / content.name
   flat = {path.replace('/', '.'): np.ascontiguousarray(array) for path, array in content.parameters.items()}
   save_file(flat, home / 'parameters.safetensors', metadata={'format': 'np'})
-  tree: dict[str, Any] = {}
-  for path, array in content.parameters.items():
-    *parents, name = path.split('/')
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[name] = np.asarray(array)
   with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save((home / 'checkpoint').resolve(), tree)
+    checkpointer.save((home / 'checkpoint').resolve(), dict(content.tree))
   np.savez(part / 'tests/archived.npz', tokens=content.archived['tokens'], logits=content.archived['logits'])

@@ -76,12 +76,7 @@ class TableResearcher:
 
   def _place(self, entry: Entry) -> int:
     """Returns the id in the table of an entry of the replay."""
-    return places(self.table)[entry.proposal.name]
-
-
-def places(table: Table) -> Mapping[str, int]:
-  """Returns ids of the table by name."""
-  return {outcome.proposal.name: outcome.id for outcome in table.lower}
+    return self.table.rows[entry.proposal.name].id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +87,7 @@ class TableRunner:
   seeds: Mapping[int, int]
 
   def run(self, job: Job, on_progress: Callable[[Progress], None] | None = None) -> JobResult:
-    outcome = next(o for o in self.table.lower if o.proposal.name == job.name)
+    outcome = self.table.rows[job.name]
     if not isinstance(outcome, Entry):
       failure = Failure(outcome.stage, outcome.reason)
       return JobResult(job.key, fingerprint=outcome.fingerprint, failure=failure, timing=outcome.timing)
@@ -163,7 +158,6 @@ def play(table: Table, experiment: config.Experiment, seed: int) -> tuple[Outcom
   known = seeds_of(table)
   drawn = np.random.default_rng([seed, len(known)]).permutation(known)
   runner = TableRunner(table, {place: int(other) for place, other in enumerate(drawn)})
-  proposals = {outcome.proposal.name: outcome.proposal for outcome in table.lower}
   designs = {_key(design): outcome.id for outcome in table.lower if (design := design_of(outcome)) is not None}
   judge = MeasuredJudge(
     experiment.judge, lambda a, b: table.apart(designs[_key(a)], designs[_key(b)]), ours.search.baseline
@@ -171,7 +165,7 @@ def play(table: Table, experiment: config.Experiment, seed: int) -> tuple[Outcom
   outcomes: list[Outcome] = []
   for number in range(experiment.search.cycles):
     first = number < len(ours.search.baselines)
-    proposal = proposals[ours.search.baselines[number]] if first else None
+    proposal = table.rows[ours.search.baselines[number]].proposal if first else None
     team = cycle.Team(
       given.Given(proposal) if proposal else TableResearcher(table, experiment.researcher),
       judge,
@@ -192,8 +186,7 @@ def best(outcomes: Sequence[Outcome], table: Table, count: int) -> tuple[int, ..
 
   All have the same number of replicas, so that belief would rank them as measurement does.
   """
-  place = places(table)
   candidates = [entry for entry in entries_of(outcomes) if entry.role == 'candidate' and entry.evidence is not None]
   finite = [entry for entry in candidates if math.isfinite(entry.evidence.improvement)]  # type: ignore[union-attr]
   ordered = sorted(finite, key=lambda entry: (-entry.evidence.improvement, entry.id))  # type: ignore[union-attr]
-  return tuple(place[entry.proposal.name] for entry in ordered[:count])
+  return tuple(table.rows[entry.proposal.name].id for entry in ordered[:count])

@@ -47,6 +47,11 @@ class Table:
     return next(entry for entry in entries_of(self.lower) if entry.id == 0)
 
   @functools.cached_property
+  def rows(self) -> dict[str, Outcome]:
+    """The outcomes of the lower rung by name."""
+    return {outcome.proposal.name: outcome for outcome in self.lower}
+
+  @functools.cached_property
   def candidates(self) -> tuple[Outcome, ...]:
     """What a search can propose: everything but the baselines and their copies, failures included."""
     first = len(self.experiment.search.baselines)

@@ -25,7 +25,7 @@ from typing import Any
 
 from asiarch_jax import config
 from asiarch_jax.records import Job, JobResult, Progress, from_json, to_json
-from asiarch_jax.shell import jobfolder
+from asiarch_jax.shell import jobfolder, results
 from asiarch_jax.shell import runner as runners
 
 SHIPPED_BYTES = 1 << 30  # of a corpus that is brought to the nodes; a larger one has to be there under its own path
@@ -100,7 +100,6 @@ class ClusterRunner:
       ray.init(address=settings.address or None, log_to_driver=False, logging_level=logging.ERROR)
     self._corpus = self._shipped(corpus_path)
     self._remote = ray.remote(max_retries=0, num_returns='streaming', **needs(settings))(work)
-    self.reaped = 0  # workers of a controller that died end with their Ray process
 
   def run(self, job: Job, on_progress: OnProgress | None = None) -> JobResult:
     """Returns a job's result; one that was reached before is not computed again.
@@ -111,9 +110,9 @@ class ClusterRunner:
     """
     folder = self._jobs / job.key
     folder.mkdir(parents=True, exist_ok=True)
-    limits = runners.limits_of(job, self._settings)
-    with runners.locked(folder / 'lock'):
-      stored = runners.stored(folder, limits)
+    limits = results.limits_of(job, self._settings)
+    with results.locked(folder / 'lock'):
+      stored = results.stored(folder, limits)
       if stored is not None:
         return stored
       jobfolder.write_job(folder, job)
@@ -144,7 +143,7 @@ class ClusterRunner:
 
   def arrays(self, key: str) -> Mapping[str, Any]:
     """Returns the arrays that the job left, empty when it failed. Raises as `LocalRunner.arrays` does."""
-    return runners.kept_arrays(self._jobs, key)
+    return results.kept_arrays(self._jobs, key)
 
   def _once(self, job: Job, on_progress: OnProgress | None) -> dict[str, Any]:
     """Returns what a node sent at the end: result, arrays and whether somebody ended it from outside."""
@@ -174,7 +173,7 @@ class ClusterRunner:
     if packed:
       sha256 = hashlib.sha256(packed).hexdigest()
       jobfolder.replace(folder / 'arrays.npz', packed)
-    runners.keep(folder, result, sha256, limits)
+    results.keep(folder, result, sha256, limits)
     return result
 
   def _shipped(self, path: str | os.PathLike[str] | None) -> dict[str, Any] | None:

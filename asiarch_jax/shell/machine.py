@@ -27,7 +27,7 @@ from asiarch_jax.shell import archive, processes, sandbox
 PACKAGE = 'asiarch-jax'
 DEVICE_SECONDS = 90.0  # a TPU takes half a minute to start; a worker that is silent for 120 s is killed
 TAIL_CHARACTERS = 400  # of what a process said before it failed
-ACCELERATORS = ('nvidia[0-9]*', 'accel[0-9]*')  # under /dev
+ACCELERATORS = ('nvidia[0-9]*', 'accel[0-9]*', 'vfio/[0-9]*')  # under /dev
 # What a worker does first: its imports, its devices, one compiled program on them.
 START = """
 import json
@@ -129,7 +129,8 @@ def _tail(said: bytes) -> str:
 def accelerators(root: str | os.PathLike[str] = '/') -> tuple[str, ...]:
   """Returns the device files of accelerators, whether or not JAX can use them."""
   folder = pathlib.Path(root, 'dev')
-  return tuple(sorted(str(path) for pattern in ACCELERATORS for path in folder.glob(pattern)))
+  patterns = (*ACCELERATORS, *(('dri/renderD[0-9]*',) if (folder / 'kfd').exists() else ()))  # AMD's, not a screen's
+  return tuple(sorted(str(path) for pattern in patterns for path in folder.glob(pattern)))
 
 
 def installed(names: Iterable[str]) -> dict[str, str]:

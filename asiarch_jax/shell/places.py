@@ -7,6 +7,7 @@ machine and lie on its disk: for a workdir in a bucket, under the cache. What is
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -42,6 +43,11 @@ def put(place: Any, content: bytes) -> None:
     place.write_bytes(content)
   else:
     jobfolder.replace(place, content)
+
+
+def put_json(place: Any, document: Any) -> None:
+  """Writes a JSON document whole or not at all."""
+  put(place, (json.dumps(document, indent=2) + '\n').encode())
 
 
 def published(made: pathlib.Path, out: Any) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import pathlib
@@ -30,12 +29,12 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from asiarch_jax import config
-from asiarch_jax.records import Failure, Job, JobResult, Progress, Timing, from_json, to_json
-from asiarch_jax.shell import devices, jobfolder, machine, processes, sandbox
+from asiarch_jax.records import Failure, Job, JobResult, Progress, Timing
+from asiarch_jax.shell import devices, jobfolder, machine, processes, results, sandbox
 
 LOOK_SECONDS = 0.05  # between two looks at a worker
 FAMILY_SECONDS = 0.25  # between two looks for new processes and at what was written
@@ -108,8 +107,8 @@ class LocalRunner:
     """
     folder = self._jobs / job.key
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / 'lock'):
-      before = stored(folder, limits_of(job, self._settings))
+    with results.locked(folder / 'lock'):
+      before = results.stored(folder, results.limits_of(job, self._settings))
       if before is not None:
         return before
       self._jail = self._jail or sandbox.choose(self._settings.jail)
@@ -132,7 +131,7 @@ class LocalRunner:
       KeyError: no finished job has this key.
       ValueError: the file was changed since.
     """
-    return kept_arrays(self._jobs, key)
+    return results.kept_arrays(self._jobs, key)
 
   def _run_new(
     self, job: Job, folder: pathlib.Path, on_progress: OnProgress | None, pinned: Mapping[str, str]
@@ -142,7 +141,7 @@ class LocalRunner:
       leftover.unlink(missing_ok=True)
     jobfolder.write_job(folder, job)
     _renew(out, folder / jobfolder.CHECKPOINT)
-    limits = limits_of(job, self._settings)
+    limits = results.limits_of(job, self._settings)
     cell = sandbox.Cell(
       job=folder,
       out=out,
@@ -178,7 +177,7 @@ class LocalRunner:
       return result
     if arrays_sha256:
       os.replace(out / 'arrays.npz', folder / 'arrays.npz')
-    keep(folder, result, arrays_sha256, limits)
+    results.keep(folder, result, arrays_sha256, limits)
     _remove_tree(out)
     return result
 
@@ -193,9 +192,14 @@ def of(
     ConnectionError: there is no cluster.
   """
   if settings.kind == 'cluster':
-    from asiarch_jax.shell import cluster
+    try:
+      from asiarch_jax.shell import cluster
 
-    return cluster.ClusterRunner(workdir, settings, corpus_path)
+      return cluster.ClusterRunner(workdir, settings, corpus_path)
+    except ModuleNotFoundError as error:
+      raise ModuleNotFoundError(
+        f"runner.kind = cluster needs {error.name}, which is not installed; pip install 'asiarch-jax[cluster]'"
+      ) from error
   return LocalRunner(workdir, settings, corpus_path)
 
 
@@ -470,7 +474,7 @@ def _accept(
     result, arrays_sha256 = jobfolder.read_result(out, worker.secret)
     if result.key != job.key:
       raise jobfolder.ForgedResultError(f'the result is of job {result.key}, not of {job.key}')
-    _checked_arrays(out / 'arrays.npz', arrays_sha256, int(settings.file_mib * 2**20))
+    results.checked_arrays(out / 'arrays.npz', arrays_sha256, int(settings.file_mib * 2**20))
   except FileNotFoundError as error:
     missing = pathlib.Path(str(error.filename)).name
     reason = f'the worker {sandbox.status_text(worker.status)} and left no {missing}'
@@ -488,72 +492,6 @@ def _cleaned(result: JobResult) -> JobResult:
     failure = Failure(failure.kind, clean(failure.reason), clean(failure.log))
   findings = tuple(dataclasses.replace(finding, detail=clean(finding.detail)) for finding in result.findings)
   return dataclasses.replace(result, failure=failure, findings=findings)
-
-
-def _checked_arrays(path: pathlib.Path, sha256: str, limit: int) -> dict[str, Any]:
-  data = jobfolder.read_untrusted(path, limit)
-  if hashlib.sha256(data).hexdigest() != sha256:
-    raise jobfolder.ForgedResultError(f'{path.name} is not the file that the result was sealed with')
-  return jobfolder.unpack(data)
-
-
-def _read_done(folder: pathlib.Path) -> dict[str, Any] | None:
-  try:
-    done = json.loads((folder / 'done.json').read_bytes())
-    return {'result': from_json(JobResult, done['result']), **{k: done[k] for k in ('arrays_sha256', 'limits')}}
-  except FileNotFoundError:
-    return None
-  except (ValueError, KeyError, TypeError):
-    return None  # written by another version: the job is run again
-
-
-def limits_of(job: Job, settings: config.Runner) -> dict[str, float]:
-  """Returns the limits that a job runs under."""
-  return {
-    'wall_seconds': min(job.limits.wall_seconds, settings.wall_seconds),
-    'heartbeat_seconds': settings.heartbeat_seconds,
-    'memory_gib': settings.memory_gib,
-    'processes': settings.processes,
-    'file_mib': settings.file_mib,
-  }
-
-
-def keep(folder: pathlib.Path, result: JobResult, arrays_sha256: str, limits: Mapping[str, float]) -> None:
-  """Keeps the result of a job, whose arrays lie in its folder already, so that it is not run again."""
-  caused = result.failure is not None and result.failure.kind in ('time', 'memory', 'killed')
-  done = {'result': to_json(result), 'arrays_sha256': arrays_sha256, 'limits': limits if caused else None}
-  jobfolder.replace(folder / 'done.json', json.dumps(done).encode())
-
-
-def kept_arrays(jobs: pathlib.Path, key: str) -> Mapping[str, Any]:
-  """Returns the arrays that a finished job left, empty when it failed.
-
-  Raises:
-    KeyError: no finished job has this key.
-    ValueError: the file was changed since.
-  """
-  done = _read_done(jobs / key)
-  if not key or done is None:
-    raise KeyError(f'no finished job {key!r} under {jobs}')
-  if not done['arrays_sha256']:
-    return {}
-  return _checked_arrays(jobs / key / 'arrays.npz', done['arrays_sha256'], jobfolder.ARRAYS_BYTES)
-
-
-def stored(folder: pathlib.Path, limits: Mapping[str, float]) -> JobResult | None:
-  """Returns the result of an earlier run. A failure of too little time or memory holds under its own limits only."""
-  done = _read_done(folder)
-  if done is None or (done['limits'] is not None and done['limits'] != limits):
-    return None
-  return done['result']
-
-
-@contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
-  """Holds an advisory lock, which ends with this process however that ends; waits for another holder."""
-  with open(path, 'w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    yield
 
 
 def reap_orphans(jobs: pathlib.Path) -> int:

@@ -9,6 +9,7 @@ import pytest
 from asiarch_jax import config
 from asiarch_jax.commands import exporting
 from asiarch_jax.export import package
+from asiarch_jax.shell import jobfolder
 from tests import samples
 
 PARAMETERS = {'embedding': np.ones((8, 4), np.float32), 'layer_0/mixer/w': np.zeros((4, 4), np.float32)}
@@ -20,6 +21,7 @@ CONTENT = package.Content(
   training=config.Training(),
   learning_rate=5e-3,
   parameters=PARAMETERS,
+  tree=jobfolder.nested(PARAMETERS),
   archived={'tokens': np.zeros((1, 4), np.int32), 'logits': np.zeros((1, 4, 8), np.float32)},
   steps=False,
   card='# gated_mean',

@@ -60,11 +60,10 @@ def test_seeds_are_paired_whatever_they_stand_for(bench):
 def test_children_lie_near_their_parents(bench):
   apart, rng = [], np.random.default_rng(0)
   for seed in range(6):
-    place = playing.places(bench)
     for outcome in playing.play(bench, experiment(), seed):
       if outcome.proposal.operator == 'mutate':
         parent = next(o for o in playing.play(bench, experiment(), seed) if o.id == outcome.proposal.parent_id)
-        apart.append(bench.apart(place[outcome.proposal.name], place[parent.proposal.name]))
+        apart.append(bench.apart(bench.rows[outcome.proposal.name].id, bench.rows[parent.proposal.name].id))
   ids = [outcome.id for outcome in bench.candidates]
   anywhere = [bench.apart(*rng.choice(ids, 2, replace=False)) for _ in range(200)]
   assert statistics.fmean(apart) < 0.7 * statistics.fmean(anywhere)
@@ -95,7 +94,7 @@ def test_the_best_are_those_that_measured_best(bench):
   outcomes = playing.play(bench, experiment(), 0)
   chosen = playing.best(outcomes, bench, 3)
   gains = sorted((e.evidence.improvement for e in records.entries_of(outcomes) if e.role == 'candidate'), reverse=True)
-  names = {bench.lower[id].proposal.name for id in chosen}
+  names = {name for name, row in bench.rows.items() if row.id in chosen}
   assert sorted(
     (e.evidence.improvement for e in records.entries_of(outcomes) if e.proposal.name in names), reverse=True
   ) == gains[:3]  # fmt: skip

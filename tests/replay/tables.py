@@ -1,5 +1,6 @@
 """A small table whose truth is planted: a child is worth about what its parent is, others little."""
 
+import dataclasses
 import zlib
 
 import numpy as np
@@ -48,9 +49,9 @@ def table(designs=40, *, seed=0, noise=0.02, scale=1.0, failing=()):
   """
   rng = np.random.default_rng(seed)
   experiment = config.Experiment()
-  experiment = config.dataclasses.replace(
+  experiment = dataclasses.replace(
     experiment,
-    search=config.dataclasses.replace(
+    search=dataclasses.replace(
       experiment.search, baselines=('delta_net', 'gated_delta_net'), anchors=(), cycles=2 + designs
     ),
   )

@@ -1,6 +1,6 @@
 import pytest
 
-from asiarch_jax.shell import devices
+from asiarch_jax.shell import devices, machine
 
 NVIDIA = ['/dev/nvidia0', '/dev/nvidia1', '/dev/nvidia2', '/dev/nvidia3', '/dev/nvidiactl', '/dev/nvidia-uvm']
 ACCEL = [f'/dev/accel{n}' for n in range(4)]
@@ -48,3 +48,13 @@ def test_without_the_setting_nothing_is_pinned():
 def test_what_cannot_be_shared_out_is_refused(workers, count, files, environment, said):
   with pytest.raises(ValueError, match=said):
     devices.groups(workers, count, files, environment)
+
+
+def test_device_files_of_every_kind_are_found(tmp_path):
+  for name in ('nvidia0', 'nvidiactl', 'accel1', 'vfio/3', 'vfio/vfio', 'dri/renderD128'):
+    (tmp_path / 'dev' / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / 'dev' / name).touch()
+  found = {str(path).removeprefix(f'{tmp_path}/dev/') for path in machine.accelerators(tmp_path)}
+  assert found == {'nvidia0', 'accel1', 'vfio/3'}, 'a screen is no accelerator'
+  (tmp_path / 'dev/kfd').touch()
+  assert any('renderD128' in path for path in machine.accelerators(tmp_path))

@@ -186,6 +186,13 @@ def test_workers_that_share_a_host_hold_their_own_devices(tmp_path, any_jail, mo
     local(tmp_path, any_jail, platform='cuda', workers=3, devices=2)
 
 
+def test_the_kind_says_who_runs_a_job_and_what_it_needs(tmp_path, monkeypatch):
+  assert isinstance(runner.of(tmp_path, config.Runner()), runner.LocalRunner)
+  monkeypatch.setitem(sys.modules, 'ray', None)
+  with pytest.raises(ModuleNotFoundError, match=r"cluster needs ray, .* pip install 'asiarch-jax\[cluster\]'"):
+    runner.of(tmp_path, config.Runner(kind='cluster'))
+
+
 def test_a_heartbeat_keeps_a_worker_alive(tmp_path, any_jail):
   beat = f'import time\nfor _ in range(8):\n  time.sleep(0.5)\n  open(OUT + "/progress.jsonl", "a").write("x")\n{BODY}'
   assert local(tmp_path, any_jail, heartbeat_seconds=3.0).run(Job('m', beat, {})).failure is None
