@@ -3,10 +3,14 @@
 The best of many measurements is too good: it won by merit and by luck, and luck does not come again. Here a share pi of
 the candidates changes nothing (theta = 0: a search makes many of those, and placebos are nothing else), the others have
 true improvements theta ~ N(mu, tau^2). What is measured is the mean of n paired differences, y = theta + b + e: b is
-the error of the baseline's replicas, which all candidates share, with variance s v / n, and e the candidate's own,
-with (1 - s) v / n; v is the variance of one paired difference and s one half where both sides are equally noisy. Given
-pi, mu, tau, v and b the candidates are independent, and these five are integrated over a grid: so a lucky baseline is
-no good news about every candidate, and intervals stay wide while there are few.
+the error of the baseline's replicas, which all candidates share, with variance w / n, and e the candidate's own, with
+v / n. Given pi, mu, tau, v and b the candidates are independent, and these five are integrated over a grid: so a lucky
+baseline is no good news about every candidate, and intervals stay wide while there are few.
+
+The baseline need not be as noisy as the candidates. v is what candidates and seeds leave of the differences. Of w three
+things tell: how far the seeds' means lie apart, which few seeds tell badly; the baseline's own floor over all its
+replicas, of which pairing takes away an unknown part; and, as the prior, that the baseline is a design like another, so
+that w is about v. b is drawn from its distribution over all w.
 
 Sources: Efron and Morris 1973 (J. Am. Stat. Assoc. 68); Morris 1983 (same, 78) on the interval; Johnstone and Silverman
 2004 (Ann. Stat. 32) on the share of zeros; Gelman 2006 (Bayesian Analysis 1) on priors of tau.
@@ -25,12 +29,14 @@ from asiarch_jax.evidence.noise import Noise, floor
 from asiarch_jax.evidence.pairing import pairs
 from asiarch_jax.records import Entry, Outcome, entries_of
 
-SHARED = 0.5  # of the variance of a paired difference that the baseline's replica brings
 ZEROS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)  # pi
 SPREADS = (0.3, 0.6, 1.0, 1.6, 2.5, 4.0, 7.0, 12.0, 25.0)  # tau, in standard errors of a measurement
 CENTRES = 61  # values of mu + b, over the range of what was measured
-LUCKS = 21  # values of b, at quantiles of its prior
+LUCKS = 31  # values of b, at quantiles of its prior
 VARIANCES = 5  # values of v, at quantiles of its posterior
+RATIOS = np.geomspace(1 / 32, 64, 23)  # w / v
+UNLIKE = math.log(4.0)  # standard deviation of log(w / v) over designs
+PAIRED = (0.0, 0.2, 0.4, 0.6)  # share of the floor's variance that pairing by seed takes away, equally likely
 SMALLEST = 1e-18  # of a variance, where all measurements agree
 TAIL = 4.0  # scale of the Cauchy prior of mu, in standard errors
 NEGLIGIBLE = 1e-6  # weight of a grid point that is left out
@@ -94,23 +100,21 @@ def believed(outcomes: Iterable[Outcome], baseline: str) -> dict[int, Posterior]
 
 
 def posteriors(
-  observed: Sequence[Observation], *, noise: Noise | None = None, shared: float = SHARED, level: float = 0.95
+  observed: Sequence[Observation], *, noise: Noise | None = None, level: float = 0.95
 ) -> tuple[Posterior, ...]:
   """Returns the posterior of each candidate, in their order, with the interval at `level`.
 
-  `noise` is the floor of one replica (`noise.floor`), used where no candidate has two pairs. Empty without candidates.
+  `noise` is the floor of one replica of the baseline (`noise.floor`). Empty without candidates.
 
   Raises:
-    ValueError: neither the candidates nor `noise` say how far replicas lie apart, or `shared` is outside [0, 1).
+    ValueError: neither the candidates nor `noise` say how far replicas lie apart.
   """
-  if not 0.0 <= shared < 1.0:
-    raise ValueError(f'shared = {shared}; it is a share of the variance, so give a number in [0, 1)')
   if not observed:
     return ()
   y_N = np.array([np.mean(one.differences) for one in observed])
   n_N = np.array([float(len(one.differences)) for one in observed])
-  variances = _variances(observed, noise, shared)
-  beliefs, moved = (_beliefs(y_N, n_N, variances, shared, zeros) for zeros in (ZEROS, (0.0,)))
+  own_V, luck_VL = _noises(observed, noise)
+  beliefs, moved = (_beliefs(y_N, n_N, own_V, luck_VL, zeros) for zeros in (ZEROS, (0.0,)))
   ends_BSN = np.array([[one.quantile((1 + side * level) / 2) for side in (-1, 1)] for one in (beliefs, moved)])
   low_N, high_N = ends_BSN[:, 0].min(0), ends_BSN[:, 1].max(0)
   return tuple(
@@ -153,29 +157,72 @@ class _Beliefs:
     return np.where((low_N < 0.0) & (high_N >= 0.0), 0.0, (low_N + high_N) / 2)
 
 
-def _variances(observed: Sequence[Observation], noise: Noise | None, shared: float) -> np.ndarray:
-  """Returns equally likely values of v, the variance of one paired difference.
-
-  What a seed does to the baseline is in the differences of all candidates alike, so it is one draw a seed however many
-  candidates there are: it is taken out with the seeds' means, and what remains is (1 - shared) v.
-  """
-  quantiles = (np.arange(VARIANCES) + 0.5) / VARIANCES
-  squares, freedom = _residual(observed)
-  if freedom:
-    variance = squares / freedom / (1.0 - shared)
-  elif any(len(one.differences) > 1 for one in observed):
+def _noises(observed: Sequence[Observation], noise: Noise | None) -> tuple[np.ndarray, np.ndarray]:
+  """Returns equally likely values of v [V], and for each of them of b [V, L], the error of the baseline's mean."""
+  split = _split(observed)
+  if split.freedom:
+    variance, freedom = split.squares / split.freedom, split.freedom
+  elif any(len(one.differences) > 1 for one in observed):  # no two candidates share seeds: both noises are in each
     samples = [np.asarray(one.differences) for one in observed]
     freedom = sum(len(sample) - 1 for sample in samples)
-    variance = sum(float(np.sum((sample - sample.mean()) ** 2)) for sample in samples) / freedom
+    variance = sum(float(np.sum((sample - sample.mean()) ** 2)) for sample in samples) / freedom / 2.0
   elif noise is not None:
-    variance, freedom = 2.0 * noise.sd**2, noise.freedom
+    variance, freedom = noise.sd**2, noise.freedom
   else:
     raise ValueError('no candidate has two pairs and no noise floor is given; train at least two seeds')
-  return max(variance, SMALLEST) * freedom / stats.chi2.ppf(1.0 - quantiles, freedom)
+  quantiles = (np.arange(VARIANCES) + 0.5) / VARIANCES
+  own_V = max(variance, SMALLEST) * freedom / stats.chi2.ppf(1.0 - quantiles, freedom)
+  shared_R = own_V[:, None] * RATIOS  # [V, R], values of w
+  log_R = np.broadcast_to(-0.5 * (np.log(RATIOS) / UNLIKE) ** 2, shared_R.shape)
+  if split.seed_freedom and split.freedom:
+    log_R = log_R + _log_chi2(split.seed_squares, split.seed_freedom, own_V[:, None] + split.candidates * shared_R)
+  if noise is not None and noise.freedom > split.seed_freedom:  # the seeds above are among the floor's replicas
+    freedom = noise.freedom - split.seed_freedom
+    of_floor = [_log_chi2(freedom * noise.sd**2, freedom, shared_R / (1.0 - share)) for share in PAIRED]
+    log_R = log_R + special.logsumexp(of_floor, axis=0)
+  weight_R = special.softmax(log_R, axis=1)
+  pairs = max(len(one.differences) for one in observed)
+  return own_V, np.stack(
+    [
+      _mixed_normal(weights, np.sqrt(values / pairs), (np.arange(LUCKS) + 0.5) / LUCKS)
+      for weights, values in zip(weight_R, shared_R, strict=True)
+    ]
+  )
 
 
-def _residual(observed: Sequence[Observation]) -> tuple[float, int]:
-  """Returns the sum of squares that candidates and seeds leave, by least squares, and its degrees of freedom."""
+def _log_chi2(squares: float, freedom: int, variance: np.ndarray) -> np.ndarray:
+  """Returns the log likelihood of a variance, up to a constant, given a sum of squares and its degrees of freedom."""
+  return -0.5 * (freedom * np.log(variance) + squares / variance)
+
+
+def _mixed_normal(weight_R: np.ndarray, deviation_R: np.ndarray, quantiles_L: np.ndarray) -> np.ndarray:
+  """Returns quantiles of a mixture of normals of mean zero, by bisection."""
+  high_L = np.full(len(quantiles_L), 8.0 * deviation_R.max())
+  low_L = -high_L
+  for _ in range(2 * STEPS):
+    middle_L = (low_L + high_L) / 2
+    below_L = special.ndtr(middle_L[:, None] / deviation_R) @ weight_R < quantiles_L
+    low_L, high_L = np.where(below_L, middle_L, low_L), np.where(below_L, high_L, middle_L)
+  return (low_L + high_L) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class _Split:
+  """Sums of squares of the differences, with degrees of freedom: what seeds explain beside candidates, and the rest.
+
+  What a seed does to the baseline is in the differences of all candidates alike: one draw a seed, however many
+  candidates there are. `candidates` is how many there are to a seed.
+  """
+
+  squares: float
+  freedom: int
+  seed_squares: float
+  seed_freedom: int
+  candidates: float
+
+
+def _split(observed: Sequence[Observation]) -> _Split:
+  """Returns the split by least squares."""
   seeds = sorted({seed for one in observed for seed in one.seeds})
   rows = [
     (row, seeds.index(seed), difference)
@@ -183,18 +230,27 @@ def _residual(observed: Sequence[Observation]) -> tuple[float, int]:
     for seed, difference in zip(one.seeds, one.differences, strict=True)
   ]
   at_M, seed_M, left_M = (np.array(column) for column in zip(*rows, strict=True))
-  for _ in range(SWEEPS):  # each takes out the means of candidates, then of seeds; one is enough where none is missing
-    for group_M in (at_M, seed_M):
+  left_M = left_M - (np.bincount(at_M, left_M) / np.bincount(at_M))[at_M]
+  within = float(np.sum(left_M**2))
+  for _ in range(SWEEPS):  # each takes out the means of seeds, then of candidates; one is enough where none is missing
+    for group_M in (seed_M, at_M):
       left_M = left_M - (np.bincount(group_M, left_M) / np.bincount(group_M))[group_M]
   joined = sparse.coo_array(
     (np.ones(len(rows)), (at_M, len(observed) + seed_M)), shape=2 * (len(observed) + len(seeds),)
   )
-  pieces = sparse.csgraph.connected_components(joined, directed=False)[0]
-  return float(np.sum(left_M**2)), len(rows) - (len(observed) + len(seeds) - int(pieces))
+  pieces = int(sparse.csgraph.connected_components(joined, directed=False)[0])
+  squares = float(np.sum(left_M**2))
+  return _Split(
+    squares,
+    len(rows) - (len(observed) + len(seeds) - pieces),
+    max(within - squares, 0.0),
+    len(seeds) - pieces,
+    len(rows) / len(seeds),
+  )
 
 
 def _beliefs(
-  y_N: np.ndarray, n_N: np.ndarray, variances: np.ndarray, shared: float, zeros: Sequence[float]
+  y_N: np.ndarray, n_N: np.ndarray, own_V: np.ndarray, luck_VL: np.ndarray, zeros: Sequence[float]
 ) -> _Beliefs:
   """Returns the posterior over the grid. Given b and c = mu + b a candidate is zero around b, or normal around c, so
   each of the two is counted once for every b or c and not for every pair of them."""
@@ -202,13 +258,12 @@ def _beliefs(
   if len(y_N) > LEARNED_FROM:
     spread = np.linspace(0, len(y_N) - 1, LEARNED_FROM).astype(int)
     y_N, n_N = y_N[spread], n_N[spread]
-  error = math.sqrt(float(np.median(variances)) / float(np.median(n_N)))
+  at_middle = len(own_V) // 2
+  error = math.sqrt(float(own_V[at_middle] / np.median(n_N) + np.mean(luck_VL[at_middle] ** 2)))
   centre_C = np.linspace(min(y_N.min(), -error), max(y_N.max(), error), CENTRES)
-  node_L = special.ndtri((np.arange(LUCKS) + 0.5) / LUCKS)
-  log_VTPLC = np.empty((len(variances), len(SPREADS), len(zeros), LUCKS, CENTRES))
-  for at_v, v in enumerate(variances):
-    own_N = (1.0 - shared) * v / n_N
-    luck_L = node_L * math.sqrt(shared * v / float(np.max(n_N)))
+  log_VTPLC = np.empty((len(own_V), len(SPREADS), len(zeros), LUCKS, CENTRES))
+  for at_v, (v, luck_L) in enumerate(zip(own_V, luck_VL, strict=True)):
+    own_N = v / n_N
     zero_LN = _log_normal(y_N - luck_L[:, None], own_N)
     prior_LC = -np.log1p(((centre_C - luck_L[:, None]) / (TAIL * error)) ** 2)  # Cauchy, of mu = c - b
     for at_tau, tau in enumerate(error * np.array(SPREADS)):
@@ -222,11 +277,10 @@ def _beliefs(
   kept = np.argsort(-weight_G)[: min(MOST, max(1, CELLS // len(every_y_N)))]
   kept = kept[weight_G[kept] > NEGLIGIBLE]
   at = np.unravel_index(kept, log_VTPLC.shape)
-  v_G = np.asarray(variances)[at[0], None]
   tau_G, pi_G, centre_G = error * np.array(SPREADS)[at[1], None], np.array(zeros)[at[2], None], centre_C[at[4], None]
-  luck_G = node_L[at[3], None] * np.sqrt(shared * v_G / float(np.max(n_N)))
+  luck_G = luck_VL[at[0], at[3]][:, None]
   y_N, n_N = every_y_N, every_n_N
-  own_GN = (1.0 - shared) * v_G / n_N
+  own_GN = own_V[at[0], None] / n_N
   with np.errstate(divide='ignore'):
     zero_GN = np.log(pi_G) + _log_normal(y_N - luck_G, own_GN)
   slab_GN = np.log1p(-pi_G) + _log_normal(y_N - centre_G, own_GN + tau_G**2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import gc
 import gzip
 import importlib
 import itertools
@@ -391,15 +392,20 @@ def _hugging_face(where: str, text_field: str, split: str | None, name: str | No
     raise ValueError(f'{where} (config {name}, split {split}): {type(error).__name__}: {error}') from error
 
   def documents() -> Iterator[Document]:
-    records = iter(stream)
-    for number in itertools.count(1):
-      try:
-        record = next(records)
-      except StopIteration:
-        return
-      except Exception as error:
-        raise ValueError(f'{where}: record {number}: {type(error).__name__}: {error}') from error
-      text = _field(record, text_field, f'{where}: record {number}')
-      yield Document(text, text, f'{where}: record {number}')
+    records: Any = iter(stream)
+    try:
+      for number in itertools.count(1):
+        try:
+          record = next(records)
+        except StopIteration:
+          return
+        except Exception as error:
+          raise ValueError(f'{where}: record {number}: {type(error).__name__}: {error}') from error
+        text = _field(record, text_field, f'{where}: record {number}')
+        yield Document(text, text, f'{where}: record {number}')
+    finally:  # Arrow's scanner has threads: one still there when the interpreter ends aborts the process (arrow 45214)
+      records.close()
+      del records
+      gc.collect()
 
   return Source(f'hf:{repository}' + (f':{name}' if name else '') + f' [{split}]', documents)

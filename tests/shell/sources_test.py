@@ -159,7 +159,8 @@ except (FileNotFoundError, ValueError) as error:
 def from_hub(monkeypatch, tmp_path, where, name=''):
   monkeypatch.setenv('HF_HUB_OFFLINE', '1')
   monkeypatch.setenv('HF_HOME', str(tmp_path / 'home'))
-  done = subprocess.run([sys.executable, '-c', HUB, where, name], capture_output=True, text=True, check=True)
+  done = subprocess.run([sys.executable, '-c', HUB, where, name], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
   return json.loads(done.stdout)
 
 
