@@ -2,7 +2,7 @@
 
 Command:  asiarch tabulate --config=configs/replay.py --workdir=runs/replay --out=table.json.xz
 Hardware: 2 CPU cores, 4 GiB
-Time:     about 2 hours (not timed whole: the packaged table was made beside other work)
+Time:     about 2 hours (not timed whole: the packaged table was made in several sittings)
 """
 
 import dataclasses

@@ -39,7 +39,7 @@ def tabulate(values: flags.FlagValues, _: list[str]) -> int:
         return status
   workdir = places.folder(values.workdir)
   header = archives.read_header(workdir)
-  experiment = header.experiment
+  experiment = commands.experiment_of(values) if values.config is not None else header.experiment  # as verify has it
   rung = values.rung or experiment.ladder[-1]
   folder = workdir / verifying.FOLDER / rung
   at_rung = config.at_rung(experiment, rung)
