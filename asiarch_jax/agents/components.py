@@ -11,6 +11,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 
+from asiarch_jax import syntax
 from asiarch_jax.evidence.effects import Effect, effects
 from asiarch_jax.records import Entry, Outcome
 
@@ -44,7 +45,7 @@ def components(source: str) -> frozenset[str]:
   ['SiLU', 'delta rule', 'state decay']
   """
   try:
-    tree = ast.parse(source)
+    tree = syntax.parse(source)
   except (SyntaxError, ValueError):
     return frozenset()
   used: set[str] = set()

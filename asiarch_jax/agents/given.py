@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from asiarch_jax import syntax
 from asiarch_jax.records import Drawn, Finding, Outcome, Proposal, Selection
 
 
@@ -33,7 +34,7 @@ class Given:
 def from_source(name: str, source: str, author: str) -> Proposal:
   """Returns a file's text as a proposal; its module docstring is the motivation."""
   try:
-    motivation = ast.get_docstring(ast.parse(source)) or ''
+    motivation = ast.get_docstring(syntax.parse(source)) or ''
   except (SyntaxError, ValueError):
     motivation = ''  # the source check will say what is wrong
   return Proposal(name=name, motivation=motivation, source=source, author=author)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from asiarch_jax import config
+from asiarch_jax import config, syntax
 from asiarch_jax.agents import genome
 from asiarch_jax.evidence.effects import genome_of
 from asiarch_jax.evidence.held_out import compared, held_out_loss
@@ -166,7 +166,7 @@ def _profile(source: str) -> np.ndarray:
   """
   counts = np.zeros(BINS, np.float32)
   try:
-    tree = ast.parse(source)
+    tree = syntax.parse(source)
   except (SyntaxError, ValueError):
     return counts
   for parent in ast.walk(tree):

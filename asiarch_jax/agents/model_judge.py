@@ -13,7 +13,7 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 
-from asiarch_jax import config
+from asiarch_jax import config, syntax
 from asiarch_jax.agents import briefs, judge
 from asiarch_jax.agents.asking import ask
 from asiarch_jax.agents.prompting import Templates, fenced, rendered
@@ -70,7 +70,7 @@ def without_docstrings(source: str, blind: bool) -> str:
   """Returns the source; for a blind judge from its first import on, since the docstring tells the motivation."""
   if not blind:
     return source
-  tree = ast.parse(source)  # what was trained parses; comments are not in the tree
+  tree = syntax.parse(source)  # what was trained parses; comments are not in the tree
   for node in ast.walk(tree):
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
       node.body = node.body[1:] or [ast.Pass()]

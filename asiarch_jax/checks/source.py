@@ -13,6 +13,7 @@ import builtins
 import functools
 from collections.abc import Iterable, Iterator
 
+from asiarch_jax import syntax
 from asiarch_jax.records import Failure, Finding
 
 ALLOWED_IMPORTS = (
@@ -218,7 +219,7 @@ def _parsed(source: str) -> tuple[ast.Module | None, str]:
   if not source.strip():
     return None, 'the text is empty: define class Mixer(nn.Module)'
   try:
-    tree = ast.parse(source)
+    tree = syntax.parse(source)
   except SyntaxError as error:
     shown = f': {error.text.strip()[:80]!r}' if error.text else ''
     return None, f'line {error.lineno}: {error.msg}{shown}; correct the syntax'

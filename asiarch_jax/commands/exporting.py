@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from absl import flags
 
-from asiarch_jax import commands
+from asiarch_jax import commands, syntax
 from asiarch_jax.commands import UsageError, registry
 from asiarch_jax.commands.asked import asked, trained
 from asiarch_jax.evidence import claims, posterior
@@ -146,7 +146,7 @@ def formatted(source: str) -> str:
     text=True,
     check=False,
   )
-  same = done.returncode == 0 and ast.dump(ast.parse(done.stdout)) == ast.dump(ast.parse(source))
+  same = done.returncode == 0 and ast.dump(syntax.parse(done.stdout)) == ast.dump(syntax.parse(source))
   return done.stdout if same else source
 
 

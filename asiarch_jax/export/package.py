@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from asiarch_jax import config
+from asiarch_jax import config, syntax
 
 KERNELS = 'pallas_kernels'
 PORTABLE = ('__init__', 'api', 'chunk_math', 'convolution', 'gates', 'reference', 'rows', 'sequence', 'stepping',
@@ -132,7 +132,7 @@ def from_home(source: str, home: str) -> str:
   'from a import kernels as pallas_kernels'
   """
   lines = source.splitlines(keepends=True)
-  for node in ast.walk(ast.parse(source)):
+  for node in ast.walk(syntax.parse(source)):
     if isinstance(node, ast.ImportFrom) and (node.module or '').partition('.')[0] == KERNELS:
       module = f'{home}{(node.module or "").removeprefix(KERNELS)}'
       lines[node.lineno - 1] = lines[node.lineno - 1].replace(f'from {node.module}', f'from {module}', 1)
@@ -154,7 +154,7 @@ def _import(alias: ast.alias, home: str) -> str:
 def _imported(source: str) -> set[str]:
   """Returns the top-level packages that a source imports."""
   found = set()
-  for node in ast.walk(ast.parse(source)):
+  for node in ast.walk(syntax.parse(source)):
     if isinstance(node, ast.Import):
       found |= {alias.name.partition('.')[0] for alias in node.names}
     elif isinstance(node, ast.ImportFrom) and node.module:

@@ -18,6 +18,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 
+from asiarch_jax import syntax
 from asiarch_jax.shell.text_sources import Document
 
 LIBRARIES = {  # package -> the distribution that brings it; core dependencies only, so that extras change nothing
@@ -95,7 +96,7 @@ def _docstrings(path: pathlib.Path) -> Iterator[str]:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore', SyntaxWarning)
-      tree = ast.parse(path.read_bytes())
+      tree = syntax.parse(path.read_bytes())
   except (SyntaxError, ValueError):
     return
   found = []
