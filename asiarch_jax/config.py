@@ -263,9 +263,12 @@ class Budget:
 class Runner:
   """How a job is run."""
 
-  kind: str = 'local'  # local: jailed child processes on this machine; cluster: on the nodes of a Ray cluster
-  address: str = ''  # of the Ray cluster; empty: RAY_ADDRESS, or the one on this machine, which is begun if needed
-  retries: int = 5  # times that a job is run again after the node that ran it was lost
+  kind: str = 'local'  # local: jailed processes here; spmd: a job on all hosts at once; cluster: on nodes of Ray
+  address: str = ''  # cluster: of Ray; spmd: HOST:PORT of the first host; empty: what the environment says
+  hosts: int = 0  # spmd: how many hosts run this command; 0: what the environment says
+  host: int = -1  # spmd: which of them this is, counted from 0, the controller; -1: what the environment says
+  join_seconds: float = 300.0  # spmd: that hosts wait for one that is not there, before they give up
+  retries: int = 5  # times that a job is run again after a node or host that ran it was lost
   workers: int = 1  # jobs at a time
   devices: int = 0  # accelerators of one worker, each worker its own; 0: all that are here
   jail: str = 'auto'  # auto, bubblewrap, sandlock, or none (runs untrusted code with your rights)
@@ -525,8 +528,12 @@ def validate(experiment: Experiment) -> None:
     )
   if experiment.claims.replicas < 2:
     raise ValueError(f'claims.replicas = {experiment.claims.replicas}; a paired test needs at least 2')
-  if experiment.runner.kind not in ('local', 'cluster'):
-    raise ValueError(f'runner.kind = {experiment.runner.kind!r}; use local or cluster')
+  if experiment.runner.kind not in ('local', 'spmd', 'cluster'):
+    raise ValueError(f'runner.kind = {experiment.runner.kind!r}; use local, spmd or cluster')
+  if experiment.runner.kind == 'spmd' and experiment.runner.workers > 1:
+    raise ValueError(
+      f'runner.workers = {experiment.runner.workers} with runner.kind = spmd, where one job takes all hosts; use 1'
+    )
   if experiment.runner.devices and experiment.runner.platform == 'cpu':
     raise ValueError(
       f'runner.devices = {experiment.runner.devices} counts accelerators and runner.platform = cpu has none; '
@@ -611,8 +618,8 @@ def uses_llm(experiment: Experiment) -> bool:
 
 def _at_least_one(experiment: Experiment) -> None:
   for name, value in flat(experiment).items():
-    if name.endswith('.temperature'):
-      continue  # negative: not sent
+    if name.endswith('.temperature') or name == 'runner.host':
+      continue  # negative: not sent, not said
     setting = name
     if name.startswith('rungs.'):
       name = name.split('.', 2)[2]
@@ -624,6 +631,7 @@ def _at_least_one(experiment: Experiment) -> None:
       'llm.backoff',
       'llm.pause',
       'runner.devices',
+      'runner.hosts',
       'runner.retries',
       'training.checkpoint_every',
       'training.warmup',

@@ -26,6 +26,7 @@ from asiarch_jax.commands import (
   searching,
   sharing,
   suite,
+  together,
   verifying,
 )
 
@@ -40,6 +41,7 @@ class Command:
   details: str
   define: Sequence[Callable[[flags.FlagValues, Sequence[str]], None]]
   arguments: tuple[int, int] = (0, 0)  # least and most positional arguments
+  jobs: bool = False  # whether it runs jobs, and so is followed on other hosts
 
 
 def _config_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -203,6 +205,7 @@ COMMANDS = {
     'Sends the baselines, then proposals, through check, training and judgement, and archives every outcome in DIR. '
     'Run again, it continues; Ctrl-C loses nothing that is archived.',
     (_config_flag, _workdir_flag, _cycles_flag, _json_flag),
+    jobs=True,
   ),
   'verify': Command(
     verifying.verify,
@@ -212,6 +215,7 @@ COMMANDS = {
     "experiment's ladder in rounds that drop the less promising half, and says how far the rungs agree. "
     'Run again, it continues, or lets more climb where the search has gone on.',
     (_config_flag, _workdir_flag, _rung_flag, _json_flag),
+    jobs=True,
   ),
   'claim': Command(
     claiming.claim,
@@ -222,6 +226,7 @@ COMMANDS = {
     'Without an id it prints the claims that were made.',
     (_workdir_flag, _claim_flags, _json_flag),
     (0, 100),
+    jobs=True,
   ),
   'arms': Command(
     comparing.compare,
@@ -230,6 +235,7 @@ COMMANDS = {
     'Runs the search once in each arm, trains the best of each anew on fresh seeds, and prints what the first arm '
     'brings over the others. Run again, it continues.',
     (_config_flag, _workdir_flag, _cycles_flag, _arms_flags, _json_flag),
+    jobs=True,
   ),
   'ablate': Command(
     ablating.ablate,
@@ -239,6 +245,7 @@ COMMANDS = {
     'on fresh seeds at matched parameters, and prints what each part is worth with its interval.',
     (_workdir_flag, _by_flag, _json_flag),
     (1, 1),
+    jobs=True,
   ),
   'scale': Command(
     scaling.scale,
@@ -248,6 +255,7 @@ COMMANDS = {
     'how many times the compute the baseline needs for the same loss, and whether that grows or shrinks with size.',
     (_workdir_flag, _scale_flags, _json_flag),
     (1, 1),
+    jobs=True,
   ),
   'tabulate': Command(
     replaying.tabulate,
@@ -256,6 +264,7 @@ COMMANDS = {
     'Searches, measures everybody that climbs on the rung above, and writes all replicas of both with their curves '
     'into one small file. Run again, it continues.',
     (_config_flag, _workdir_flag, _cycles_flag, _rung_flag, _tabulate_flags, _json_flag),
+    jobs=True,
   ),
   'replay': Command(
     replaying.replay,
@@ -273,6 +282,7 @@ COMMANDS = {
     'Exit status 1 when it is outside.',
     (_config_flag, _scratch_flag, _json_flag),
     (1, 1),
+    jobs=True,
   ),
   'train': Command(
     commands.train,
@@ -281,6 +291,7 @@ COMMANDS = {
     'Trains all replicas (seeds x learning rates) in one program and prints held-out bits per byte and task scores.',
     (_config_flag, _scratch_flag, _json_flag),
     (1, 1),
+    jobs=True,
   ),
   'evaluate': Command(
     evaluating.evaluate,
@@ -291,6 +302,7 @@ COMMANDS = {
     'comparison with the baseline (docs/ZERO_SHOT.md).',
     (_config_flag, _workdir_flag, _evaluate_flags, _json_flag),
     (1, 1),
+    jobs=True,
   ),
   'suite': Command(
     suite.suite,
@@ -301,6 +313,7 @@ COMMANDS = {
     'Ctrl-C loses one at most and a repeat is free. --suite=list prints the suites.',
     (_config_flag, _scratch_flag, _suite_flags, _json_flag),
     (0, 1),
+    jobs=True,
   ),
   'top': Command(
     commands.top,
@@ -335,6 +348,7 @@ COMMANDS = {
     'was rejected is archived too, with exit status 1.',
     (_workdir_flag, _parent_flag, _json_flag),
     (1, 1),
+    jobs=True,
   ),
   'export': Command(
     exporting.export,
@@ -345,6 +359,7 @@ COMMANDS = {
     '(extra [export]).',
     (_workdir_flag, _export_flags, _json_flag),
     (1, 1),
+    jobs=True,
   ),
   'dump': Command(
     sharing.dump,
@@ -451,7 +466,7 @@ def main(arguments: Sequence[str]) -> int:
   except UsageError as error:
     return _refuse(name, str(error))
   try:
-    return command.run(values, positional)
+    return together.run(command.run, values, positional) if command.jobs else command.run(values, positional)
   except UsageError as error:
     return _refuse(name, str(error))
   except (

@@ -3,6 +3,9 @@
 Usage: python -m asiarch_jax.worker --job=DIR --out=DIR --corpus=DIR, with a secret on the first line of standard input.
 The job folder is read only; everything that is written goes to --out (`shell.jobfolder` has the formats). The parent
 holds the jail, the clock and the memory limit.
+
+With --coordinator it is one of several that compute the same job together, on all their devices; the first one's
+result is the job's.
 """
 
 from __future__ import annotations
@@ -153,10 +156,14 @@ def learn(
   report(Progress('compile', 0, training.steps))
   seeds = [settings.seed + training.first_seed + seed for seed in range(training.seeds)]
   with contextlib.ExitStack() as stack:
-    kept = None
+    kept: checkpoint.Checkpoint | checkpoint.Shared | None = None
     if training.checkpoint_every:
       # The runner leaves this folder to the next worker of the same job, if this one is killed from outside.
-      kept = stack.enter_context(checkpoint.Checkpoint(os.path.join(out, jobfolder.CHECKPOINT)))
+      folder = os.path.join(out, jobfolder.CHECKPOINT)
+      if jax.process_count() > 1:
+        kept = stack.enter_context(checkpoint.Shared(folder, sharding.host))
+      else:
+        kept = stack.enter_context(checkpoint.Checkpoint(folder))
     fitted = trainer.fit(
       lambda step: text.training_batch(step, seeds, training.batch, training.length),
       watch=monitor.Watch(settings.monitor, job.baseline_losses, job.limits.seconds_per_step, training),
@@ -394,7 +401,7 @@ def answer_suite(job: Job, settings: config.Experiment, report: Report) -> JobRe
   mixer, spec = contract.load(job.source, job.name), contract.spec_of(model)
   host = (autoencoder.AutoEncoder if setting.train[0].task == 'compression' else lm.LanguageModel)(mixer, model)
   counted = cost.count(contract.build(mixer, spec), spec.width, max(kind.length for kind in setting.train))
-  mesh = sharding.mesh(jax.devices(), setting.recipe.runs)
+  mesh = sharding.mesh(jax.devices(), setting.recipe.runs, batch=setting.recipe.batch)
   measured, stopped = suite.run(setting, host, mesh, settings.seed, lm.count(host), clock=time.monotonic, report=report)
   failure = Failure(stopped.kind, stopped.reason) if stopped else None
   return JobResult(job.key, findings=findings, cost=counted, failure=failure, suite=measured)
@@ -416,6 +423,8 @@ def run(job: Job, corpus_dir: str, out: str, report: Report) -> tuple[JobResult,
     if job.kind == 'suite':
       return _timed(answer_suite(job, settings, report), began), arrays
     result, mixer, mlp_width = gate(job, settings, report)
+    if sharding.agreed(float(mixer is not None)) != float(mixer is not None):
+      raise RuntimeError('the gate decided otherwise here than on the first host: what it measures there differs')
     if mixer is not None and job.kind == 'train':
       assert result.cost is not None
       text = corpora.load(corpus_dir)
@@ -451,12 +460,26 @@ def main(_: list[str]) -> None:
   secret = sys.stdin.readline().strip()
   os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the pipe that the secret came through is gone for the proposal
   job = jobfolder.read_job(_JOB.value)
-  result, arrays = run(job, _CORPUS.value, _OUT.value, lambda progress: jobfolder.append_progress(_OUT.value, progress))
-  jobfolder.write_result(_OUT.value, result, arrays, secret)
+
+  def report(progress: Progress) -> None:
+    jobfolder.append_progress(_OUT.value, progress)
+
+  if _COORDINATOR.value:
+    report(Progress('connect', note=f'{_PROCESSES.value} hosts'))
+    jax.distributed.initialize(
+      _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, cluster_detection_method='deactivate'
+    )
+  result, arrays = run(job, _CORPUS.value, _OUT.value, report)
+  jobfolder.write_result(_OUT.value, result, arrays if _PROCESS.value == 0 else {}, secret)
+  if _COORDINATOR.value:
+    jax.distributed.shutdown()  # waits for the others: none of them sees a peer that is gone
 
 
 if __name__ == '__main__':
   _JOB = flags.DEFINE_string('job', None, 'Folder with job.json and mixer.py; read only.', required=True)
   _OUT = flags.DEFINE_string('out', None, 'Folder for the result, the progress lines and the arrays.', required=True)
   _CORPUS = flags.DEFINE_string('corpus', '', 'Folder of the token array.')
+  _COORDINATOR = flags.DEFINE_string('coordinator', '', 'ADDRESS:PORT where the first of several workers is found.')
+  _PROCESSES = flags.DEFINE_integer('processes', 1, 'How many workers compute this job together.')
+  _PROCESS = flags.DEFINE_integer('process', 0, 'Which of them this is.')
   app.run(main)

@@ -61,6 +61,17 @@ def without(name):
   return {key: value for key, value in PRESENT.items() if key != name}
 
 
+def test_hosts_know_their_place_and_the_first_one():
+  told = {'TPU_WORKER_ID': '1', 'TPU_WORKER_HOSTNAMES': '127.0.0.1,127.0.0.2'}
+  holds(doctor.check_hosts(config.Runner(), told), 'ok', 'host 1 of 2, which follows 127.0.0.1:8477')
+  lost = {**told, 'TPU_WORKER_HOSTNAMES': 'no-such-host.invalid,b'}
+  holds(doctor.check_hosts(config.Runner(), lost), 'FAIL', "nobody here knows 'no-such-host.invalid'", 'IP address')
+  spmd = with_(runner={'kind': 'spmd', 'platform': 'tpu'})
+  rows = {row.subject: row for row in doctor.examined(doctor.checks(spmd, 'runs/none', {}))}
+  holds(rows['hosts'], 'FAIL', 'nothing says which of how many hosts this is')
+  holds(rows['devices'], 'ok', 'the first job opens them')
+
+
 def test_the_experiment_names_baselines_that_there_are():
   holds(doctor.check_experiment(EXPERIMENT, EXPERIMENT.search.baselines), 'ok', 'default: 15 outcomes.*evolution')
   holds(doctor.check_experiment(EXPERIMENT, ['delta_net']), 'FAIL', 'gated_delta_net, softmax_attention', 'delta_net')
@@ -547,8 +558,9 @@ def test_an_error_is_divided_into_what_was_found_and_the_remedy():
 
 def test_every_row_has_the_subject_that_its_check_is_listed_under():
   source = pathlib.Path(doctor.__file__).read_text()
-  subjects = doctor.checks(EXPERIMENT, 'run', {})
-  assert set(re.findall(r"Row\(\s*'(?:ok|warn|FAIL)',\s*'([a-z ]+)'", source)) <= set(subjects) and len(subjects) == 12
+  assert 'hosts' not in doctor.checks(EXPERIMENT, 'run', {})
+  subjects = doctor.checks(with_(runner={'kind': 'spmd'}), 'run', {})
+  assert set(re.findall(r"Row\(\s*'(?:ok|warn|FAIL)',\s*'([a-z ]+)'", source)) <= set(subjects) and len(subjects) == 13
 
 
 def test_the_command_says_in_a_row_each_what_this_machine_has(tmp_path):

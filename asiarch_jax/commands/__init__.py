@@ -259,11 +259,12 @@ def require_vocabulary(model: config.Model, corpus: corpora.Corpus, setting: str
 
 def choose_jail(experiment: config.Experiment, display: Display) -> str:
   """Returns the jail that this host gives to workers, and says what it does not stop."""
+  network = experiment.runner.kind == 'spmd'
   try:
-    jail = sandbox.choose(experiment.runner.jail)
+    jail = sandbox.choose(experiment.runner.jail, network)
   except RuntimeError as error:
     raise UsageError(str(error)) from error
-  holes = sandbox.weaknesses(jail)
+  holes = sandbox.weaknesses(jail, network)
   display.line(f'workers run in {jail}' + (f'; not stopped here: {"; ".join(holes)}' if holes else ''), 'dim')
   return jail
 

@@ -30,7 +30,7 @@ from asiarch_jax.commands import UsageError
 from asiarch_jax.dialogue import FAULTS, price_of, prices, settings_of
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import corpus as corpora
-from asiarch_jax.shell import library, llm, machine, places, sandbox
+from asiarch_jax.shell import hosts, library, llm, machine, places, sandbox
 from asiarch_jax.shell.calls import Unavailable, redacted
 
 Mark = Literal['ok', 'warn', 'FAIL']
@@ -101,9 +101,18 @@ def verdict(rows: Sequence[Row]) -> tuple[int, str]:
 def checks(experiment: config.Experiment, workdir: str, environment: Mapping[str, str]) -> dict[str, Callable[[], Row]]:
   """Returns every check by its subject, in the order in which they are made."""
 
+  together = experiment.runner.kind == 'spmd'
+
   @functools.cache
   def worker_jail() -> str:
-    return sandbox.choose(experiment.runner.jail)
+    return sandbox.choose(experiment.runner.jail, together)
+
+  def devices() -> Row:
+    if together and experiment.runner.platform != 'cpu':
+      # A worker alone would wait for those of the other hosts before it saw a chip.
+      files = machine.accelerators()
+      return Row('ok', 'devices', f'{len(files)} device files; the first job opens them, together with the other hosts')
+    return check_devices(experiment, started(), machine.accelerators())
 
   def started() -> machine.Start:
     try:
@@ -117,8 +126,9 @@ def checks(experiment: config.Experiment, workdir: str, environment: Mapping[str
     'experiment': lambda: check_experiment(experiment, commands.baseline_names()),
     'versions': lambda: check_versions({'python': platform.python_version()} | present, machine.required()),
     'extras': lambda: check_extras(experiment, present, machine.required(), machine.program('bwrap'), workdir),
-    'devices': lambda: check_devices(experiment, started(), machine.accelerators()),
-    'jail': lambda: check_jail(worker_jail(), sandbox.weaknesses(worker_jail())),
+    **({'hosts': lambda: check_hosts(experiment.runner, environment)} if together else {}),
+    'devices': devices,
+    'jail': lambda: check_jail(worker_jail(), sandbox.weaknesses(worker_jail(), together)),
     'memory': lambda: check_memory(experiment.runner, machine.share()),
     'workdir': lambda: check_workdir(workdir, machine.disk(commands.jobs_folder(workdir))),
     'archive': lambda: check_archive(experiment, workdir, _content_hash(experiment), machine.archive_writer(workdir)),
@@ -150,6 +160,25 @@ def drawn(row: Row) -> Table:
     told.append(f'\n→ {row.remedy}', style='yellow')
   table.add_row(Text(row.mark, style=STYLES[row.mark]), Text(row.subject, style='bold'), told)
   return table
+
+
+def check_hosts(settings: config.Runner, environment: Mapping[str, str]) -> Row:
+  """Says which of the hosts this is, and whether the others have an address for the first.
+
+  >>> check_hosts(config.Runner(), {'TPU_WORKER_ID': '0', 'TPU_WORKER_HOSTNAMES': '127.0.0.1,127.0.0.2'}).found
+  'host 0 of 2, the controller; the others reach it at 127.0.0.1:8477'
+  """
+  place = hosts.place(settings, environment)
+  where = f'{place.controller}:{place.port}'
+  try:
+    hosts.address_of(place.controller)
+  except OSError as error:
+    return Row(
+      'FAIL', 'hosts', f'nobody here knows {place.controller!r}: {error}', 'give an IP address: runner.address'
+    )
+  if place.leads:
+    return Row('ok', 'hosts', f'host 0 of {place.hosts}, the controller; the others reach it at {where}')
+  return Row('ok', 'hosts', f'host {place.host} of {place.hosts}, which follows {where}')
 
 
 def check_experiment(experiment: config.Experiment, baselines: Sequence[str]) -> Row:

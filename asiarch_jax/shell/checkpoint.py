@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
+
+from asiarch_jax.shell import jobfolder
+
+STATE = 'state.npz'
 
 
 class Checkpoint:
@@ -63,6 +71,62 @@ class Checkpoint:
 
   def close(self) -> None:
     self._checkpointer.close()
+
+
+class Shared:
+  """Snapshots of a run over several processes, in a folder that the first of them has alone; the newest is kept.
+
+  Orbax would want a folder that all hosts see, which jobs have not. Here the first process writes the whole and gives
+  the others what it reads, so a run goes on with any number of processes. `whole` returns an array as every process
+  sees it.
+  """
+
+  def __init__(self, folder: str | os.PathLike[str], whole: Callable[[Any], np.ndarray]) -> None:
+    self._path = pathlib.Path(folder) / STATE
+    self._whole = whole
+
+  def __enter__(self) -> Shared:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    pass
+
+  def save(self, snapshot: Any) -> None:
+    """Stores a snapshot; every process calls it."""
+    leaves = [self._whole(leaf) for leaf in jax.tree.leaves(snapshot)]
+    if jax.process_index() == 0:
+      self._path.parent.mkdir(exist_ok=True)
+      jobfolder.replace(self._path, jobfolder.pack({f'{number:06d}': leaf for number, leaf in enumerate(leaves)}))
+
+  def restore(self, like: Any) -> Any | None:
+    """Returns the newest snapshot, laid out on devices as `like`, or None when there is none; every process calls it.
+
+    Raises:
+      ValueError: the folder holds a run of other shapes, or a damaged one.
+    """
+    leaves, structure = jax.tree.flatten(like)
+    saved = self._read(leaves) if jax.process_index() == 0 and self._path.exists() else None
+    if not multihost_utils.broadcast_one_to_all(np.int32(saved is not None)):
+      return None
+    shown = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves] if saved is None else saved
+    given = multihost_utils.broadcast_one_to_all(shown)
+    return jax.tree.unflatten(
+      structure, [_laid_out(np.asarray(one), leaf) for one, leaf in zip(given, leaves, strict=True)]
+    )
+
+  def _read(self, leaves: list[Any]) -> list[np.ndarray]:
+    saved = jobfolder.unpack(self._path.read_bytes())
+    held = [saved[name].shape for name in sorted(saved)]
+    wanted = [np.shape(leaf) for leaf in leaves]
+    if held != wanted:
+      raise ValueError(f'{self._path} holds a run of other shapes; remove it to start anew')
+    return [saved[name].astype(leaf.dtype) for name, leaf in zip(sorted(saved), leaves, strict=True)]
+
+
+def _laid_out(value: np.ndarray, like: Any) -> Any:
+  if not isinstance(like, jax.Array):
+    return value
+  return jax.make_array_from_callback(value.shape, like.sharding, lambda index: value[index])
 
 
 def _described(leaf: Any) -> Any:

@@ -2,9 +2,9 @@
 
 Nothing of the package is imported by name: this runs before the jail closes and must start in milliseconds. The
 specification is the JSON of `sandbox.launch`: the jail, the command, the resource limits, and for sandlock what may be
-read and written. With bubblewrap this process becomes bubblewrap. With sandlock, or without a jail, it stays: it is the
-subreaper of all that the worker starts, ends it when the worker ends or when the controller dies, and ends with the
-worker's status (128 + n after signal n).
+read and written. With bubblewrap this process becomes bubblewrap. With sandlock, without a jail, or where the worker
+has peers to reach, it stays: it is the subreaper of all that the worker starts, ends it when the worker ends or when
+the controller dies, and ends with the worker's status (128 + n after signal n).
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import os
 import pathlib
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -34,7 +35,7 @@ CAPABILITY_VERSION_3 = 0x20080522
 def main(text):
   spec = json.loads(text)
   libc = ctypes.CDLL(None, use_errno=True)
-  stays = spec['jail'] != 'bubblewrap'
+  stays = spec['jail'] != 'bubblewrap' or spec['peers']
   libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM if stays else signal.SIGKILL, 0, 0, 0)
   if os.getppid() != spec['parent']:
     sys.exit('the controller ended while its worker was starting')
@@ -44,7 +45,8 @@ def main(text):
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(kind, (value, value))
   if not stays:
-    become_bubblewrap(spec)
+    command, _ = bubblewrap(spec)
+    os.execv(command[0], command)
   libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
   processes = neighbour('processes')
 
@@ -53,8 +55,11 @@ def main(text):
     os._exit(128 + signal.SIGTERM)
 
   signal.signal(signal.SIGTERM, end)
-  drop_privileges(libc, spec)
-  status = under_sandlock(spec) if spec['jail'] == 'sandlock' else unjailed(libc, spec)
+  if spec['jail'] == 'bubblewrap':
+    status = among_peers(libc, spec)
+  else:
+    drop_privileges(libc, spec)
+    status = under_sandlock(spec) if spec['jail'] == 'sandlock' else unjailed(libc, spec)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   end_family(processes)
   os._exit(status)
@@ -69,15 +74,28 @@ def neighbour(name):
   return module
 
 
-def become_bubblewrap(spec):
-  """Replaces this process by bubblewrap, with the system-call filter in a memory file."""
+def bubblewrap(spec):
+  """Returns bubblewrap's command and the descriptors that it inherits: the system-call filter is a memory file."""
   command = spec['command']
-  if spec['filter']:
-    descriptor = os.memfd_create('filter', 0)
-    os.write(descriptor, bytes.fromhex(spec['filter']))
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    command = [command[0], '--seccomp', str(descriptor), *command[1:]]
-  os.execv(command[0], command)
+  if not spec['filter']:
+    return command, []
+  descriptor = os.memfd_create('filter', 0)
+  os.write(descriptor, bytes.fromhex(spec['filter']))
+  os.lseek(descriptor, 0, os.SEEK_SET)
+  return [command[0], '--seccomp', str(descriptor), *command[1:]], [descriptor]
+
+
+def among_peers(libc, spec):
+  """Returns the status of the worker in bubblewrap on the host's network, each of its connections made from here."""
+  netguard = neighbour('netguard')
+  command, inherited = bubblewrap(spec)
+  here, there = socket.socketpair()
+  command = [word.replace('{channel}', str(there.fileno())) for word in command]
+  worker = subprocess.Popen(command, pass_fds=[*inherited, there.fileno()], preexec_fn=dying_with_this(libc))
+  there.close()
+  guard = threading.Thread(target=netguard.guard, args=(here, spec['peers'], spec['forbidden']), daemon=True)
+  guard.start()
+  return status_of(worker)
 
 
 def drop_privileges(libc, spec):
@@ -108,6 +126,12 @@ def under_sandlock(spec):
     max_processes=spec['processes'],
     clean_env=False,
     cwd=spec['directory'],
+    net_allow=[f'tcp://[{peer}]:*' if ':' in peer else f'tcp://{peer}:*' for peer in spec['peers']],
+    net_allow_bind=['*'] if spec['peers'] else [],
+    net_deny=[
+      f'{f"[{peer}]" if ":" in peer else peer}:{",".join(map(str, (*range(1, 1024), *spec["forbidden"])))}'
+      for peer in spec['peers']
+    ],
   )
   child = jail.popen(spec['command'])
   results = []
@@ -121,11 +145,17 @@ def under_sandlock(spec):
 
 def unjailed(libc, spec):
   """Returns the status of the worker without a jail."""
+  return status_of(subprocess.Popen(spec['command'], cwd=spec['directory'], preexec_fn=dying_with_this(libc)))
 
-  def die_with_warden():
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
-  status = subprocess.Popen(spec['command'], cwd=spec['directory'], preexec_fn=die_with_warden).wait()
+def dying_with_this(libc):
+  """Returns what a child calls so that it ends with its warden, however that ends."""
+  return lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def status_of(process):
+  """Waits for a process and returns its status, 128 + n after signal n."""
+  status = process.wait()
   return status if status >= 0 else 128 - status
 
 

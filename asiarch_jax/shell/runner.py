@@ -29,7 +29,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from asiarch_jax import config
@@ -56,6 +56,27 @@ class WorkerStartError(RuntimeError):
 
 class RunnerStoppedError(RuntimeError):
   """The runner was told to stop: its workers are ended, their jobs not done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Which of several workers, each on a host of its own, this host's is; they compute a job together.
+
+  `interrupted` says that the others will not go on. `spoiled` is asked, once a worker has ended, whether its result is
+  owed to others that were lost and so says nothing about the job.
+  """
+
+  coordinator: str
+  processes: int
+  process: int
+  network: sandbox.Network
+  interrupted: threading.Event
+  spoiled: Callable[[JobResult], bool] = lambda _: False
+  variables: Mapping[str, str] = dataclasses.field(default_factory=dict)  # that name its place among the hosts
+
+  @property
+  def arguments(self) -> list[str]:
+    return [f'--coordinator={self.coordinator}', f'--processes={self.processes}', f'--process={self.process}']
 
 
 class LocalRunner:
@@ -134,7 +155,12 @@ class LocalRunner:
     return results.kept_arrays(self._jobs, key)
 
   def _run_new(
-    self, job: Job, folder: pathlib.Path, on_progress: OnProgress | None, pinned: Mapping[str, str]
+    self,
+    job: Job,
+    folder: pathlib.Path,
+    on_progress: OnProgress | None,
+    pinned: Mapping[str, str],
+    part: Part | None = None,
   ) -> JobResult:
     out = folder / 'out'
     for leftover in (folder / 'done.json', folder / 'arrays.npz'):
@@ -150,11 +176,13 @@ class LocalRunner:
       settings=self._settings,
       wall_seconds=limits['wall_seconds'],
       python=self._python,
-      pinned=pinned,
+      pinned={**pinned, **(part.variables if part else {})},
+      network=part.network if part else None,
     )
     began = time.time()
-    with _Worker(self._jail, cell, self._module, self._on_log) as worker:
-      failure = worker.watch(limits, on_progress, self._stopped)
+    with _Worker(self._jail, cell, self._module, self._on_log, part.arguments if part else ()) as worker:
+      stops = (self._stopped, part.interrupted) if part else (self._stopped,)
+      failure = worker.watch(limits, on_progress, stops)
     (folder / 'log.txt').write_text(worker.log)
     if worker.never_began:
       raise WorkerStartError(
@@ -169,7 +197,7 @@ class LocalRunner:
       wall = time.time() - began
       result = dataclasses.replace(result, timing=Timing(wall, 0.0, wall * self._settings.host_devices, began))
     (folder / 'worker.json').unlink(missing_ok=True)
-    if worker.ended_from_outside(result):
+    if worker.ended_from_outside(result) or (part is not None and part.spoiled(result)):
       # Not kept: the job is run again, from its checkpoint if there is one.
       _renew(out, folder / jobfolder.CHECKPOINT)
       with contextlib.suppress(OSError):
@@ -187,6 +215,8 @@ def of(
 ) -> Any:
   """Returns the runner that `settings.kind` names: a `ports.Runner` that can be stopped.
 
+  One of kind spmd needs a process that leads others (`hub.leading`); where this one leads nobody, jobs are run here.
+
   Raises:
     ModuleNotFoundError: the extra that it needs is not installed.
     ConnectionError: there is no cluster.
@@ -200,15 +230,28 @@ def of(
       raise ModuleNotFoundError(
         f"runner.kind = cluster needs {error.name}, which is not installed; pip install 'asiarch-jax[cluster]'"
       ) from error
+  if settings.kind == 'spmd':
+    from asiarch_jax.shell import hub, spmd
+
+    here = hub.hub_here()
+    if here is not None:
+      return spmd.SpmdRunner(workdir, settings, corpus_path, hub=here)
   return LocalRunner(workdir, settings, corpus_path)
 
 
 class _Worker:
   """A running worker. Leaving the context kills all of it."""
 
-  def __init__(self, jail: str, cell: sandbox.Cell, module: str, on_log: Callable[[str], None] | None):
+  def __init__(
+    self,
+    jail: str,
+    cell: sandbox.Cell,
+    module: str,
+    on_log: Callable[[str], None] | None,
+    more: Sequence[str] = (),
+  ):
     job, out, corpus = cell.seen(jail)
-    arguments = ['-m', module, f'--job={job}', f'--out={out}', f'--corpus={corpus}']
+    arguments = ['-m', module, f'--job={job}', f'--out={out}', f'--corpus={corpus}', *more]
     self._command, self._environment = sandbox.launch(jail, cell, arguments)
     self._cell = cell
     self._log = _Log(int(cell.settings.log_kib * 1024), on_log)
@@ -271,7 +314,7 @@ class _Worker:
     return not self.killed and by_signal and result.failure is not None and result.failure.kind == 'killed'
 
   def watch(
-    self, limits: Mapping[str, float], on_progress: OnProgress | None, stopped: threading.Event
+    self, limits: Mapping[str, float], on_progress: OnProgress | None, stops: Sequence[threading.Event]
   ) -> Failure | None:
     """Waits for the end; returns why the worker had to be killed, None when it ended by itself."""
     assert self._process is not None
@@ -282,7 +325,7 @@ class _Worker:
     while True:
       with contextlib.suppress(subprocess.TimeoutExpired):
         self._process.wait(LOOK_SECONDS)
-      if stopped.is_set():
+      if any(stop.is_set() for stop in stops):
         raise RunnerStoppedError('the run was stopped')
       now = time.monotonic()
       self._look_at_stdin()

@@ -26,13 +26,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from asiarch_jax import config
-from asiarch_jax.shell import processes, seccomp
+from asiarch_jax.shell import netguard, processes, seccomp
 
 JAILS = ('bubblewrap', 'sandlock')  # best first
 NOBODY = 65534
 OWN_PACKAGES = ('asiarch_jax', 'pallas_kernels')
 # What a program needs of /etc: how to link, and which locale and time.
 SYSTEM_FILES = ('/etc/ld.so.cache', '/etc/ld.so.conf', '/etc/ld.so.conf.d', '/etc/alternatives', '/etc/localtime')
+HOST_NAMES = ('/etc/hosts', '/etc/nsswitch.conf')
 SYSTEM_FOLDERS = ('/usr', '/bin', '/sbin', '/lib', '/lib32', '/lib64', '/nix/store')
 DEVICES = ('/dev/null', '/dev/zero', '/dev/full', '/dev/random', '/dev/urandom')
 ACCELERATORS = ('nvidia*', 'accel*', 'vfio', 'kfd', 'dri')
@@ -42,10 +43,20 @@ OPEN_FILES = 1024
 # Threads reserve address space that they never touch: 8 MiB of stack and up to 64 MiB of allocator arena each.
 ADDRESS_SLACK_BYTES = 12 << 30
 PROBE_SECONDS = 20
+CHANNEL = '{channel}'  # in a command: the descriptor by which a worker under bubblewrap hands over its connections
 ADVICE = (
   'install one (`apt install bubblewrap`, or `pip install sandlock` on Linux 6.12 or newer), '
   'or accept with --config.runner.jail=none that proposed source runs with your rights'
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """What a worker may reach by TCP: the hosts of its peers, itself included, but for their own services."""
+
+  own: str  # IP address of this host, as the peers know it
+  peers: tuple[str, ...]  # IP addresses
+  forbidden: tuple[int, ...] = ()  # ports of the controller; those below netguard.LOWEST_PORT are forbidden anyway
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +71,7 @@ class Cell:
   wall_seconds: float
   python: str = sys.executable
   pinned: Mapping[str, str] = dataclasses.field(default_factory=dict)  # variables that name the worker's own devices
+  network: Network | None = None  # of a worker that computes together with others
 
   def seen(self, jail: str) -> tuple[str, str, str]:
     """Returns the names that job, out and corpus have for the worker."""
@@ -83,6 +95,8 @@ def launch(jail: str, cell: Cell, arguments: Sequence[str]) -> tuple[list[str], 
     'directory': str(cell.out),
     'command': worker,
     'filter': '',
+    'peers': cell.network.peers if cell.network else (),
+    'forbidden': cell.network.forbidden if cell.network else (),
     'uid': 0,
     'readable': [],
     'writable': [],
@@ -99,6 +113,8 @@ def launch(jail: str, cell: Cell, arguments: Sequence[str]) -> tuple[list[str], 
       *_private(cell),
     ]
     specification['readable'] += _existing([str(cell.job / name) for name in ('job.json', 'mixer.py', 'lib')])
+    if cell.network:
+      specification['readable'] += _existing(HOST_NAMES)
     specification['writable'] = [str(cell.out), '/dev/null']
     specification['uid'] = _spare_uid(cell)
   # -S: no site-packages, which would double the start; sandlock is one of them.
@@ -172,6 +188,8 @@ def _bubblewrap(cell: Cell, environment: Mapping[str, str], worker: Sequence[str
     *('--unshare-all', '--unshare-user', '--uid', str(NOBODY), '--gid', str(NOBODY), '--disable-userns'),
     *('--cap-drop', 'ALL', '--die-with-parent', '--new-session', '--hostname', 'jail', '--clearenv'),
   ]
+  if cell.network:
+    command.append('--share-net')
   for name, value in environment.items():
     command += ['--setenv', name, value]
   for folder in SYSTEM_FOLDERS:
@@ -191,6 +209,11 @@ def _bubblewrap(cell: Cell, environment: Mapping[str, str], worker: Sequence[str
   for name in ('job.json', 'mixer.py'):
     if (cell.job / name).exists():
       command += ['--ro-bind', str(cell.job / name), f'{job}/{name}']
+  if cell.network:
+    # There is no name server: a worker finds its own host's address under its own host's name.
+    hosts = cell.job / 'hosts'
+    hosts.write_text(f'127.0.0.1 localhost\n{cell.network.own} jail\n')
+    command += ['--ro-bind', str(hosts), '/etc/hosts']
   command += ['--bind', str(cell.out), out]
   if cell.corpus:
     command += ['--ro-bind', str(cell.corpus), corpus]
@@ -200,6 +223,8 @@ def _bubblewrap(cell: Cell, environment: Mapping[str, str], worker: Sequence[str
   # Processes are counted per user namespace, so the limit is set inside it; dash calls it -p, other shells -u.
   count = cell.settings.processes
   counted = f'ulimit -u {count} 2>/dev/null || ulimit -p {count} 2>/dev/null; exec "$@"'
+  if cell.network:  # confine.py puts the number of its channel in
+    worker = [cell.python, '-I', '-S', str(pathlib.Path(netguard.__file__).resolve()), CHANNEL, *worker]
   return [*command, '--', '/bin/sh', '-c', counted, 'sh', *worker]
 
 
@@ -276,21 +301,23 @@ def _spare_uid(cell: Cell) -> int:
 
 
 @functools.cache
-def available() -> tuple[str, ...]:
+def available(network: bool = False) -> tuple[str, ...]:
   """Returns the jails that work on this host, best first: each has just started an interpreter."""
-  return tuple(jail for jail in JAILS if not defect(jail))
+  return tuple(jail for jail in JAILS if not defect(jail, network))
 
 
-def defect(jail: str) -> str:
-  """Returns why a jail does not work here, empty when it does."""
+def defect(jail: str, network: bool = False) -> str:
+  """Returns why a jail does not work here, empty when it does. With `network`, for a worker that needs its peers."""
   if not sys.platform.startswith('linux'):
     return f'{jail} needs Linux'
+  if jail == 'bubblewrap' and network and netguard.defect():
+    return f'{jail} cannot hold a worker to its peers: {netguard.defect()}'
   if jail == 'bubblewrap' and not shutil.which('bwrap'):
     return 'bubblewrap is not installed'
   if jail == 'sandlock' and importlib.util.find_spec('sandlock') is None:
     return 'sandlock is not installed'
   try:
-    said = _run_inside(jail, ['-I', '-S', '-c', 'print(6 * 7)'])
+    said = _run_inside(jail, ['-I', '-S', '-c', 'print(6 * 7)'], NOWHERE if network else None)
   except (OSError, subprocess.SubprocessError) as error:
     return f'{jail} does not start: {error}'
   if said.stdout.strip() != '42':
@@ -298,8 +325,10 @@ def defect(jail: str) -> str:
   return ''
 
 
-def choose(jail: str) -> str:
+def choose(jail: str, network: bool = False) -> str:
   """Returns the jail to use for the setting `runner.jail`: auto, bubblewrap, sandlock or none.
+
+  With `network`, for workers that compute together with others.
 
   Raises:
     RuntimeError: no jail works here, or the one asked for does not; says why and what to do.
@@ -307,15 +336,17 @@ def choose(jail: str) -> str:
   if jail == 'none':
     return jail
   if jail != 'auto':
-    why = defect(jail)
+    why = defect(jail, network)
     if why:
       raise RuntimeError(f'runner.jail = {jail!r} cannot be had: {why}; {ADVICE}')
     return jail
-  if available():
-    return available()[0]
-  raise RuntimeError(f'no jail works here ({"; ".join(map(defect, JAILS))}); {ADVICE}')
+  if available(network):
+    return available(network)[0]
+  whys = '; '.join(defect(one, network) for one in JAILS)
+  raise RuntimeError(f'no jail works here ({whys}); {ADVICE}')
 
 
+NOWHERE = Network('192.0.2.1', ('192.0.2.1',))  # an address for documentation (RFC 5737)
 # Runs inside a jail. Each line of SENTENCES that it can do is a hole.
 PROBE = """
 import ctypes, errno, json, os, socket, sys
@@ -392,14 +423,17 @@ SENTENCES = {
 }
 
 
-def weaknesses(jail: str) -> tuple[str, ...]:
-  """Returns what a jail does not stop on this host, one phrase each, found by trying it from inside."""
+def weaknesses(jail: str, network: bool = False) -> tuple[str, ...]:
+  """Returns what a jail does not stop on this host, one phrase each, found by trying it from inside.
+
+  With `network` the worker is one that may reach its peers: here none but a host that does not exist.
+  """
   with contextlib.ExitStack() as stack:
     target = stack.enter_context(_targets())
     datagrams = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     datagrams.bind(('127.0.0.1', 0))
     target['udp'] = datagrams.getsockname()[1]
-    said = _run_inside(jail, ['-I', '-S', '-c', PROBE, json.dumps(target)])
+    said = _run_inside(jail, ['-I', '-S', '-c', PROBE, json.dumps(target)], NOWHERE if network else None)
     datagrams.setblocking(False)
     arrived = b''
     with contextlib.suppress(BlockingIOError):
@@ -410,7 +444,8 @@ def weaknesses(jail: str) -> tuple[str, ...]:
   except ValueError as error:
     raise RuntimeError(f'the probe of {jail} gave no answer: {said.stderr[-300:]}; {ADVICE}') from error
   held['udp'] = arrived == target['word'].encode()
-  found = [sentence for name, sentence in SENTENCES.items() if held[name]]
+  wanted = ('bind',) if network else ()  # a peer is listened for
+  found = [sentence for name, sentence in SENTENCES.items() if held[name] and name not in wanted]
   if jail == 'bubblewrap' and seccomp.program() is None:
     found.append(f'rare system calls (there is no filter for {platform.machine()})')
   return tuple(found)
@@ -449,13 +484,15 @@ def _targets() -> Iterator[dict[str, Any]]:
     }
 
 
-def _run_inside(jail: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _run_inside(
+  jail: str, arguments: Sequence[str], network: Network | None = None
+) -> subprocess.CompletedProcess[str]:
   """Returns the finished process `python *arguments` in a jail with an empty job."""
   with tempfile.TemporaryDirectory(prefix='asiarch-') as folder:
     out = pathlib.Path(folder, 'out')
     out.mkdir()
     settings = config.Runner(platform='cpu')
-    cell = Cell(pathlib.Path(folder), out, None, packages_of('asiarch_jax'), settings, PROBE_SECONDS)
+    cell = Cell(pathlib.Path(folder), out, None, packages_of('asiarch_jax'), settings, PROBE_SECONDS, network=network)
     command, environment = launch(jail, cell, arguments)
     with subprocess.Popen(
       command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,

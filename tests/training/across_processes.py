@@ -5,11 +5,14 @@ Usage: python -m tests.training.across_processes COORDINATOR PROCESSES PROCESS
 
 import json
 import sys
+import tempfile
 import time
 
 import jax
+import numpy as np
 
-from asiarch_jax.training import sharding
+from asiarch_jax.shell import checkpoint
+from asiarch_jax.training import sharding, train
 from tests.training import across_devices, tiny
 
 
@@ -33,9 +36,28 @@ def main(coordinator, processes, process):
       'size': float(sum(abs(leaf).sum() for leaf in jax.tree.leaves(parameters))),
       'stopped': fitted.stopped.kind if fitted.stopped else '',
     }
+  found['resumed'] = _resumed(process)
   if process == 0:
     print(json.dumps(found))
   jax.distributed.shutdown()
+
+
+def _resumed(process):
+  """The losses of a run that goes on from a snapshot, which the first process alone can read."""
+  with tempfile.TemporaryDirectory() as folder:
+    trainer = tiny.trainer(tiny.Host(), devices=None, **across_devices.SETTINGS | {'seeds': 2, 'checkpoint_every': 6})
+    kept = checkpoint.Shared(folder, sharding.host)
+
+    def batches(step):
+      return across_devices.uneven(tiny.copy_batch(step, range(2)))
+
+    nothing = kept.restore(
+      train.Snapshot(trainer._initial(trainer._keys()), np.zeros((4, 2), np.float32), np.asarray(0))
+    )
+    whole = trainer.fit(batches, save=kept.save)
+    steps = []
+    rest = trainer.fit(batches, restore=kept.restore, on_progress=lambda step, *_: steps.append(step))
+  return {'before': nothing, 'steps': steps, 'whole': whole.losses.tolist(), 'losses': rest.losses.tolist()}
 
 
 def _uneven(process):
