@@ -139,8 +139,10 @@ def under_sandlock(spec):
   waiter.start()
   while waiter.is_alive():
     waiter.join(0.5)  # returns at once when it ends; the timeout lets a signal handler run
-  number = getattr(results[0], 'signal', None)
-  return 128 + number if number and number > 0 else results[0].exit_code & 255
+  ended = results[0]
+  if getattr(ended.reason, 'name', '') == 'KILLED':  # by SIGKILL, for which it names no signal
+    return 128 + signal.SIGKILL
+  return 128 + ended.signal if ended.signal > 0 else ended.exit_code & 255
 
 
 def unjailed(libc, spec):
