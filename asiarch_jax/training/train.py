@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -266,7 +267,7 @@ class Trainer:
   def _update(self, state: State, batch: Batch, peak: Peak, steps: jax.Array) -> tuple[State, jax.Array]:
     """Returns one replica after one step, and its cross entropy."""
     weight = jax.lax.pmean(jnp.sum(batch.weights), sharding.DATA)
-    whole = self._one.parameters
+    whole = self.one.parameters
     gradient, entropy = self._gradient(
       sharding.gathered(state.parameters, self.rules, whole), batch, jnp.maximum(weight, 1e-9)
     )
@@ -300,7 +301,7 @@ class Trainer:
     return jax.vmap(lambda key: sharding.cut(self._new(key), self.rules))(keys_R)
 
   @functools.cached_property
-  def _one(self) -> State:
+  def one(self) -> State:
     """Returns the shapes of one replica's whole state.
 
     Raises:
@@ -310,10 +311,24 @@ class Trainer:
     self.rules.check(one.parameters, self.mesh.shape[sharding.DATA])
     return one
 
+  @property
+  def state_bytes(self) -> int:
+    """What a device holds of one replica's parameters and optimiser state."""
+    data, leaves = self.mesh.shape[sharding.DATA], jax.tree_util.tree_leaves_with_path(self.one)
+    return sum(
+      leaf.dtype.itemsize * math.prod(leaf.shape) // (1 if self.rules.axis(path, leaf) is None else data)
+      for path, leaf in leaves
+    )
+
+  @property
+  def compiled_step(self) -> Any:
+    """The program of a call, compiled for the mesh's devices."""
+    return self._step
+
   @functools.cached_property
   def _states(self) -> State:
     """How the state of all replicas lies on the mesh."""
-    return self.rules.specs(self._one)
+    return self.rules.specs(self.one)
 
   def _keys(self) -> jax.Array:
     root, rates, first = jax.random.PRNGKey(self.seed), len(self.rates), self.training.first_seed
@@ -352,7 +367,7 @@ class Trainer:
     size = (training.steps_per_call, self.replicas, training.batch, training.length)
     batch = Batch(*(self._shaped(size, kind, sharding.STEPS) for kind in (jnp.int32, jnp.int32, jnp.float32)))
     state = jax.tree.map(
-      lambda leaf, spec: self._shaped((self.replicas, *leaf.shape), leaf.dtype, spec), self._one, self._states
+      lambda leaf, spec: self._shaped((self.replicas, *leaf.shape), leaf.dtype, spec), self.one, self._states
     )
     peaks = Peak(*2 * [self._shaped((self.replicas,), jnp.float32, sharding.REPLICAS)])
     total = jax.ShapeDtypeStruct((), jnp.float32)
@@ -369,7 +384,7 @@ class Trainer:
     if key not in self._evaluators:
 
       def one(parameters: Any, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
-        parameters = sharding.gathered(parameters, self.rules, self._one.parameters)
+        parameters = sharding.gathered(parameters, self.rules, self.one.parameters)
         logits_BTY = self.host.apply({'params': parameters}, batch.tokens, mutable=['losses', 'diagnostics'])[0]
         return {name: score(logits_BTY, batch) for name, score in scores.items()}
 
@@ -399,8 +414,11 @@ class Trainer:
   def _peak_bytes(self) -> int:
     """Returns what one device held at most: measured where the device says so, else what the compiler laid out."""
     measured = (self.mesh.local_devices[0].memory_stats() or {}).get('peak_bytes_in_use')
-    plan = self._step.memory_analysis()
-    planned = (
-      plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes - plan.alias_size_in_bytes
-    )
-    return int(measured or planned)
+    return int(measured or planned_bytes(self._step.memory_analysis()))
+
+
+def planned_bytes(plan: Any) -> int:
+  """Returns what a program holds at most of a device's memory, as its compiler laid it out."""
+  return int(
+    plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes - plan.alias_size_in_bytes
+  )
