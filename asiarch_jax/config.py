@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,7 @@ class Model:
   tied: bool = True  # the head is the embedding, transposed
   scan_layers: bool = False  # one nn.scan over layers instead of a Python loop; for deep models
   remat: bool = False  # recompute each block in the backward pass
+  remat_saves: str = 'nothing'  # of a block with remat: nothing, kernels (their named residuals), products, or both
   dtype: str = 'float32'  # compute type; parameters and reductions are float32
   norm_epsilon: float = 1e-6  # inside every RMSNorm of the host
   init_stddev: float = 0.1  # of the embedding and the feed-forward; about 1/sqrt(width)
@@ -53,6 +55,10 @@ class Training:
   clip: float = 1.0  # global norm of the gradient of one replica
   steps_per_call: int = 10  # steps in one dispatched lax.scan; losses are logged as their mean
   data_parallel: int = 1  # devices that share one replica's batch; divides batch
+  microbatches: int = 1  # parts of a device's rows that gradients are summed over; divides them
+  sharded: tuple[
+    str, ...
+  ] = ()  # PATTERN AXES, first match: parameters shared out over those devices, as 'kernel$ data,-'
   checkpoint_every: int = 0  # steps between saved states to resume from; 0 saves none
   first_seed: int = 0  # of the replicas; later blocks of seeds add replicas to the same design
 
@@ -485,6 +491,15 @@ def validate(experiment: Experiment) -> None:
     raise ValueError(
       f'training.steps_per_call = {training.steps_per_call} does not divide tasks.steps = {experiment.tasks.steps}'
     )
+  if model.remat_saves not in ('nothing', 'kernels', 'products', 'both'):
+    raise ValueError(f'model.remat_saves = {model.remat_saves!r}; use nothing, kernels, products or both')
+  if training.batch % (training.data_parallel * training.microbatches):
+    raise ValueError(
+      f'training.microbatches = {training.microbatches} x training.data_parallel = {training.data_parallel} do not '
+      f'divide training.batch = {training.batch}'
+    )
+  for rule in training.sharded:
+    sharding_rule(rule)
   if training.batch % training.data_parallel:
     raise ValueError(
       f'training.data_parallel = {training.data_parallel} does not divide training.batch = {training.batch}'
@@ -541,6 +556,28 @@ def validate(experiment: Experiment) -> None:
     )
   if experiment.runner.jail not in ('auto', 'bubblewrap', 'sandlock', 'none'):
     raise ValueError(f'runner.jail = {experiment.runner.jail!r}; use auto, bubblewrap, sandlock or none')
+
+
+def sharding_rule(text: str) -> tuple[re.Pattern[str], tuple[bool, ...]]:
+  """Returns the pattern of a rule of `training.sharded` and, for each axis of a parameter, whether it is shared out.
+
+  >>> sharding_rule('mlp/.*/kernel$ -,data')
+  (re.compile('mlp/.*/kernel$'), (False, True))
+
+  Raises:
+    ValueError: it is no rule.
+  """
+  pattern, _, axes = text.rpartition(' ')
+  names = axes.split(',')
+  if not pattern.strip() or set(names) - {'-', 'data'} or names.count('data') > 1:
+    raise ValueError(
+      f'training.sharded has {text!r}; a rule is a pattern of parameter paths, a space, and data for at most one axis '
+      "and - for the others, such as 'mlp/.*/kernel$ -,data'"
+    )
+  try:
+    return re.compile(pattern.strip()), tuple(name == 'data' for name in names)
+  except re.error as error:
+    raise ValueError(f'training.sharded has {text!r}, whose pattern is none: {error}') from error
 
 
 def _agents(experiment: Experiment) -> None:

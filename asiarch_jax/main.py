@@ -21,6 +21,7 @@ from asiarch_jax.commands import (
   evaluating,
   exporting,
   importing,
+  planning,
   replaying,
   scaling,
   searching,
@@ -186,6 +187,13 @@ def _prepare_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_integer('limit_bytes', None, 'Stop after this much text.', lower_bound=1, flag_values=values)
 
 
+def _plan_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+  flags.DEFINE_string('topology', None, 'Slice to compile for, as GENERATION:SHAPE: v5e:16x16, v4:2x2x4, v6e:4x4.',
+                      flag_values=values, required=True)  # fmt: skip
+  flags.DEFINE_string('rung', '', 'Rung of the experiment; default: the search itself.', flag_values=values)
+  flags.DEFINE_float('wall_seconds', 1800.0, 'That the compiler may take.', lower_bound=1.0, flag_values=values)
+
+
 def _suite_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_string('suite', 'mad-tiny', 'Name of the suite, or list: names and sizes.', flag_values=values)
   flags.DEFINE_integer('seeds', None, 'Runs that differ in seed and data; default: those of the suite.', lower_bound=1,
@@ -314,6 +322,15 @@ COMMANDS = {
     (_config_flag, _scratch_flag, _suite_flags, _json_flag),
     (0, 1),
     jobs=True,
+  ),
+  'plan': Command(
+    planning.plan,
+    'say what a training step would take on a slice of TPUs',
+    '[FILE.py|BASELINE] --config=FILE.py --topology=v5e:16x16',
+    'Compiles the step of all replicas ahead of time with no TPU present (extra [aot]) and prints memory a device, '
+    'exchanges between devices, FLOPs, static time, and what would not fit. Exit status 1 when it does not.',
+    (_config_flag, _scratch_flag, _plan_flags, _json_flag),
+    (0, 1),
   ),
   'top': Command(
     commands.top,

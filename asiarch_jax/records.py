@@ -110,13 +110,14 @@ class Job:
   training loss at each logged step, for the monitor. `known` maps fingerprints of archived functions to entry ids: a
   repeat ends before training. `split` says which windows the improvement is read on: the vault's are for claims.
   `suite` is the setting (`suites.Setting`) of a job of that kind.
+  With kind 'plan' the training step is compiled for `topology`, a slice that need not be there, and nothing is run.
   With kind 'answer' or 'decode', `corpus` names parameters and questions to them instead (`shell.questions`).
   """
 
   name: str
   source: str
   experiment: dict[str, Any]
-  kind: Literal['check', 'train', 'suite', 'answer', 'decode'] = 'train'
+  kind: Literal['check', 'train', 'suite', 'answer', 'decode', 'plan'] = 'train'
   corpus: str = ''
   waived: tuple[str, ...] = ()
   parameters: int | None = None
@@ -126,13 +127,15 @@ class Job:
   split: Literal['test', 'vault'] = 'test'
   flops: float | None = None
   suite: dict[str, Any] = dataclasses.field(default_factory=dict)
+  topology: str = ''
 
   @functools.cached_property
   def key(self) -> str:
     """Names the job by its content: all that a result depends on (sha256, 24 hex digits)."""
     content = {name: value for name, value in to_json(self).items() if name not in ('known', 'limits', 'name')}
-    if not self.suite:
-      content.pop('suite')
+    for name in ('suite', 'topology'):
+      if not content[name]:
+        content.pop(name)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -331,6 +334,43 @@ class Spend:
 
 
 @dataclasses.dataclass(frozen=True)
+class Collective:
+  """One kind of exchange between devices in a training step: how often, and the bytes that a device gets by it."""
+
+  kind: str
+  times: int
+  size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a compiler says of one training step on a slice. Bytes, FLOPs and cycles are of one device.
+
+  `flops` are counted, three times the forward's; `cycles` are the compiler's own estimates outside kernels; `traffic`
+  is what kernels and the rest read and write of the device's memory. `memory` is what a device has, 0 where it is not
+  known.
+  """
+
+  topology: str
+  device: str
+  devices: int
+  mesh: tuple[int, int]  # replica, data
+  replicas: int  # of one device
+  rows: int  # of a replica's batch
+  parameters: int
+  state: int  # bytes of parameters and optimiser state
+  arguments: int
+  temporary: int
+  peak: int
+  memory: int
+  flops: float
+  cycles: int
+  traffic: int
+  collectives: tuple[Collective, ...]
+  compile_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
 class JobResult:
   """What came back from a worker. Without `failure`, `training`, `cost` and `scores` are complete (kind 'train')."""
 
@@ -343,6 +383,7 @@ class JobResult:
   failure: Failure | None = None
   timing: Timing = Timing()
   suite: SuiteResult | None = None
+  plan: Plan | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from jax.experimental import topologies
 
 from asiarch_jax import config
 from asiarch_jax.arch import autoencoder, contract, decoding, lm
@@ -47,7 +48,8 @@ from asiarch_jax.shell import corpus as corpora
 from asiarch_jax.suites import settings as suites
 from asiarch_jax.tasks import TASKS
 from asiarch_jax.tasks import summary as task_summary
-from asiarch_jax.training import likelihood, monitor, sharding, suite, train
+from asiarch_jax.training import likelihood, monitor, planning, sharding, suite, train
+from pallas_kernels import bench
 
 LOG_LINES = 40  # of a traceback that goes into a failure
 STEPPED = 1e-3  # largest share of the RMS by which logits token by token may differ: rounding, and no more
@@ -407,6 +409,34 @@ def answer_suite(job: Job, settings: config.Experiment, report: Report) -> JobRe
   return JobResult(job.key, findings=findings, cost=counted, failure=failure, suite=measured)
 
 
+def plan(job: Job, settings: config.Experiment, report: Report) -> JobResult:
+  """Compiles the training step for the job's topology. Nothing is run, and what does not fit is a failure."""
+  findings = source.check(job.source)
+  refused = source.failure(findings)
+  if refused:
+    return JobResult(job.key, findings=findings, failure=refused)
+  mixer, spec = contract.load(job.source, job.name), contract.spec_of(settings.model)
+  report(Progress('check', note='cost'))
+  counted = cost.count(contract.build(mixer, spec), spec.width, settings.training.length)
+  os.environ.update(bench.AOT_ENVIRONMENT)
+  try:
+    devices = topologies.get_topology_desc(platform='tpu', topology_name=job.topology).devices
+  except Exception as error:  # libtpu's, of several types
+    reason = f'{job.topology!r} is no topology that libtpu knows, such as v5e:4x4 or v4:2x2x4: {str(error)[:300]}'
+    return JobResult(job.key, findings=findings, failure=Failure('error', reason))
+  report(Progress('compile', note=job.topology))
+  forward = lm.flops_per_token(settings.model) + settings.model.layers * counted.flops_per_token
+  host = lm.LanguageModel(mixer, settings.model)
+  try:
+    planned = planning.plan(host, settings.training, devices, job.topology, forward, time.monotonic)
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    said = next((line for line in str(error).splitlines() if 'Ran out of memory' in line), str(error).splitlines()[0])
+    return JobResult(job.key, findings=findings, cost=counted, failure=Failure('memory', said.strip()[:500]))
+  return JobResult(job.key, findings=findings, cost=counted, plan=planned)
+
+
 def run(job: Job, corpus_dir: str, out: str, report: Report) -> tuple[JobResult, Mapping[str, np.ndarray]]:
   """Returns a job's result and arrays. An exception of the proposal becomes a failure with its traceback."""
   began = time.time()
@@ -420,6 +450,8 @@ def run(job: Job, corpus_dir: str, out: str, report: Report) -> tuple[JobResult,
     if job.kind == 'decode':
       result, arrays = decode(job, settings, corpus_dir, report)
       return _timed(result, began), arrays
+    if job.kind == 'plan':
+      return _timed(plan(job, settings, report), began), arrays
     if job.kind == 'suite':
       return _timed(answer_suite(job, settings, report), began), arrays
     result, mixer, mlp_width = gate(job, settings, report)

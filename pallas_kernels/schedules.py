@@ -105,6 +105,40 @@ def traffic(text: str) -> Traffic:
   return of(entry)
 
 
+# A TPU begins a collective in one fusion, moves it on in others beside their own work, and ends it in a last one.
+GOES_ON = re.compile(r'async-collective-done|async_collective_fusion')
+COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+  """Returns (times, bytes of the results) of each kind of collective in optimised HLO, loops counted as turns."""
+  computations, entry = _computations(text)
+
+  @functools.cache
+  def of(name: str) -> dict[str, tuple[int, int]]:
+    total: dict[str, tuple[int, int]] = {}
+    here = computations[name].instructions if name in computations else {}
+    for x in here.values():
+      times, kind = 1, x.opcode.removesuffix('-start')
+      if kind in COLLECTIVES:
+        # What starts one may name its operand beside its result.
+        sizes = [_bytes(leaf, anywhere=True) for leaf in _leaves(x.kind)]
+        within = {kind: (1, max(sizes, default=0) if x.opcode != kind else sum(sizes))}
+      elif x.opcode == 'while':
+        times = max(_integers(computations.get(_called(x, 'condition'))), default=1)
+        within = of(_called(x, 'body'))
+      elif GOES_ON.match(x.name) or GOES_ON.match(_called(x, 'calls')):
+        within = {}
+      else:
+        within = of(_called(x, 'calls'))
+      for one, (count, size) in within.items():
+        before = total.get(one, (0, 0))
+        total[one] = (before[0] + times * count, before[1] + times * size)
+    return total
+
+  return of(entry)
+
+
 def _computations(text: str) -> tuple[dict[str, _Computation], str]:
   """Returns the computations of a module by name, and the name of its entry."""
   found: dict[str, _Computation] = {}

@@ -39,7 +39,7 @@ MAY_IMPORT = {
   'asiarch_jax.search': VALUES | {'asiarch_jax.evidence'},
   'asiarch_jax.agents': VALUES
   | {'asiarch_jax.ports', 'asiarch_jax.cognition', 'asiarch_jax.evidence', 'asiarch_jax.checks.source'},
-  'asiarch_jax.training': VALUES | {'asiarch_jax.suites', 'asiarch_jax.tasks'},
+  'asiarch_jax.training': VALUES | {'pallas_kernels', 'asiarch_jax.suites', 'asiarch_jax.tasks'},
   'asiarch_jax.checks.cost': VALUES | {'asiarch_jax.arch'},
   'asiarch_jax.checks.behaviour': VALUES | {'asiarch_jax.arch', 'asiarch_jax.checks.cost'},
   'asiarch_jax.cycle': VALUES | DECIDE | {'asiarch_jax.ports'},

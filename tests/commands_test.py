@@ -17,7 +17,7 @@ from tests.cli import ROOT, asiarch
 
 PATHS = (
   *('evaluate', 'top', 'tree', 'report', 'show', 'search', 'check', 'train', 'suite', 'prepare', 'cognition'),
-  *('config', 'doctor', 'verify', 'claim', 'arms', 'ablate', 'scale', 'tabulate', 'replay'),
+  *('config', 'doctor', 'verify', 'claim', 'arms', 'ablate', 'scale', 'tabulate', 'replay', 'plan'),
   *('import', 'export', 'dump', 'load', 'merge'),
 )
 

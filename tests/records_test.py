@@ -67,6 +67,7 @@ JOB = Job('a', 'source', {'seed': 0})
     {'baseline_losses': (1.0,)},
     {'split': 'vault'},
     {'flops': 1e6},
+    {'topology': 'v5e:4x4'},
   ],
 )
 def test_what_decides_a_result_changes_the_key(change):
@@ -81,7 +82,7 @@ def test_what_never_changes_a_result_leaves_the_key(change):
 def test_every_field_of_a_job_is_in_one_of_the_two_lists_above():
   assert {field.name for field in dataclasses.fields(Job)} == {
     'name', 'source', 'experiment', 'kind', 'corpus', 'waived', 'parameters', 'baseline_losses', 'known', 'limits',
-    'split', 'flops', 'suite',
+    'split', 'flops', 'suite', 'topology',
   }  # fmt: skip
 
 

@@ -257,6 +257,11 @@ ELSEWHERE = {  # the test that shows what a setting does
   'researcher.repairs': 'tests/cycle_test.py::test_findings_go_back_to_the_researcher_a_set_number_of_times',
   'runner.kind': 'tests/shell/runner_test.py::test_the_kind_says_who_runs_a_job_and_what_it_needs',
   'runner.address': 'tests/cluster_search_test.py::test_an_address_without_a_cluster_is_said',
+  'model.remat_saves': 'tests/arch/lm_test.py::test_a_rematerialised_block_keeps_what_was_asked_for',
+  'training.microbatches': (
+    'tests/training/sharded_test.py::test_gradients_summed_over_parts_of_a_batch_give_its_losses'
+  ),
+  'training.sharded': 'tests/training/sharded_test.py::test_parameters_shared_out_give_the_losses_of_one_device',
   'runner.hosts': 'tests/shell/hosts_test.py::test_a_place_is_what_settings_and_environment_say',
   'runner.host': 'tests/shell/hosts_test.py::test_a_place_is_what_settings_and_environment_say',
   'runner.join_seconds': 'tests/shell/spmd_test.py::test_a_host_that_stays_away_is_named',

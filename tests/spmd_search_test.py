@@ -76,6 +76,7 @@ def test_a_command_on_two_hosts_trains_as_on_one(tmp_path):
 
 
 @pytest.mark.sweep
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize('count', [2, 4])
 def test_a_search_on_several_hosts_finds_what_one_finds(tmp_path, count):
   workdir = tmp_path / 'run'
@@ -88,6 +89,7 @@ def test_a_search_on_several_hosts_finds_what_one_finds(tmp_path, count):
 
 
 @pytest.mark.sweep
+@pytest.mark.timeout(1800)
 def test_nothing_archived_is_lost_whoever_is_killed(tmp_path):
   arguments = ('search', '--config=configs/smoke.py', f'--workdir={tmp_path}', '--json', '--config.tasks.names=()')
   with Hosts(2, *arguments) as here:

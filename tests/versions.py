@@ -6,6 +6,7 @@
     python tests/versions.py jax-0.12 -- -k inverse -x
     python tests/versions.py small-model           # searches with a small language model, tests/small_model_test.py
     python tests/versions.py cluster               # a Ray cluster on this machine, tests/shell/cluster_test.py
+    python tests/versions.py plan                  # slices planned by the TPU compiler, tests/plan_test.py
     python tests/versions.py harness               # EleutherAI's evaluation harness, tests/shell/harness_test.py
 
 Environments stand under build/environments and are kept; `--fresh` makes them anew. What requirements.lock pins is
@@ -56,6 +57,7 @@ ENVIRONMENTS = {
     '3.12', ('jax==0.11.2', *TEST_TOOLS), ('deltanet-tpu==0.3.0', 'jax-linear-attention==0.1.0'), PEERS
   ),
   'harness': Environment('3.11', ('jax==0.10.2', '-e', '.[test,eval]'), (), HARNESS, 'not sweep'),
+  'plan': Environment('3.11', ('jax[tpu]==0.10.2', '-e', '.[test]'), (), 'tests/plan_test.py'),
   'cluster': Environment(
     '3.11', ('jax==0.10.2', '-e', '.[test,cluster]'), (), 'tests/shell/cluster_test.py tests/cluster_search_test.py'
   ),

@@ -23,6 +23,7 @@ from flax import linen as nn
 
 from asiarch_jax import config
 from asiarch_jax.arch import contract
+from pallas_kernels import sequence, xla
 
 STACKED = 'layers'  # parameters below this top-level name carry one more axis in front, the layer
 ONE_BY_ONE = 'layer_'  # prefix of a block's name in the Python loop
@@ -65,9 +66,22 @@ class Block(nn.Module):
     return x_BTD + mlp(norm(name='mlp_norm')(x_BTD)), None
 
 
+# What a rematerialised block keeps for its backward pass beside its input.
+KERNELS = jax.checkpoint_policies.save_only_these_names(*xla.RESIDUALS, *sequence.RESIDUALS)
+PRODUCTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+SAVES = {
+  'nothing': jax.checkpoint_policies.nothing_saveable,
+  'kernels': KERNELS,
+  'products': PRODUCTS,
+  'both': jax.checkpoint_policies.save_from_both_policies(KERNELS, PRODUCTS),
+}
+
+
 def blocks(x_BTD: jax.Array, mixer: type, model: config.Model, mlp_width: int) -> jax.Array:
   """Returns what the residual blocks make of `x_BTD`: they become submodules of the host that calls."""
-  block = nn.remat(Block, prevent_cse=not model.scan_layers) if model.remat else Block
+  block = Block
+  if model.remat:
+    block = nn.remat(Block, prevent_cse=not model.scan_layers, policy=SAVES[model.remat_saves])
   sizes = (mixer, model, mlp_width)
   if model.scan_layers:
     scanned = nn.scan(

@@ -63,7 +63,7 @@ class Hub:
   """
 
   def __init__(self, place: hosts.Place, join_seconds: float, say: Say):
-    self.place, self._join_seconds, self._say = place, join_seconds, say
+    self.place, self._join_seconds, self.say = place, join_seconds, say
     self._members: dict[int, Member] = {}
     self._seen: set[int] = set()
     self._offered: dict[str, pathlib.Path] = {}
@@ -173,7 +173,7 @@ class Hub:
       apart = [f'{key} {theirs.get(key)} instead of {own}' for key, own in ours.items() if theirs.get(key) != own]
       refused = f'it has {", ".join(apart)}; install the same versions on all hosts'
     if refused:
-      self._say(f'host {host} ({name}) cannot take part: {refused}')
+      self.say(f'host {host} ({name}) cannot take part: {refused}')
       link.send('refused', reason=refused, again=False)
       return None
     with self._changed:
@@ -188,7 +188,7 @@ class Hub:
       if self._status is not None:
         link.send('end', status=self._status)
       self._changed.notify_all()
-    self._say(f'{member} joined: {len(self._members) + 1} of {self.place.hosts}')
+    self.say(f'{member} joined: {len(self._members) + 1} of {self.place.hosts}')
     return member
 
   def _listen(self, member: Member) -> None:

@@ -35,6 +35,7 @@ OWN_PACKAGES = ('asiarch_jax', 'pallas_kernels')
 SYSTEM_FILES = ('/etc/ld.so.cache', '/etc/ld.so.conf', '/etc/ld.so.conf.d', '/etc/alternatives', '/etc/localtime')
 HOST_NAMES = ('/etc/hosts', '/etc/nsswitch.conf')
 SYSTEM_FOLDERS = ('/usr', '/bin', '/sbin', '/lib', '/lib32', '/lib64', '/nix/store')
+PROCESSORS = '/sys/devices/system/cpu'  # how many there are; the TPU compiler asks
 DEVICES = ('/dev/null', '/dev/zero', '/dev/full', '/dev/random', '/dev/urandom')
 ACCELERATORS = ('nvidia*', 'accel*', 'vfio', 'kfd', 'dri')
 ACCELERATOR_VARIABLES = ('CUDA_', 'LD_LIBRARY_PATH', 'NVIDIA_', 'TPU_', 'XLA_PYTHON_CLIENT_')
@@ -204,8 +205,8 @@ def _bubblewrap(cell: Cell, environment: Mapping[str, str], worker: Sequence[str
       command += ['--ro-bind', path, path]
   for device in _accelerators(cell):
     command += ['--dev-bind', device, device]
-  if _accelerators(cell):
-    command += ['--ro-bind', '/sys', '/sys']
+  for path in ['/sys'] if _accelerators(cell) else _existing([PROCESSORS]):
+    command += ['--ro-bind', path, path]
   for name in ('job.json', 'mixer.py'):
     if (cell.job / name).exists():
       command += ['--ro-bind', str(cell.job / name), f'{job}/{name}']
@@ -285,7 +286,7 @@ def _accelerators(cell: Cell) -> list[str]:
 
 
 def _devices(cell: Cell) -> list[str]:
-  sys_folders = ['/sys'] if _accelerators(cell) else ['/sys/devices/system/cpu']
+  sys_folders = ['/sys'] if _accelerators(cell) else [PROCESSORS]
   return _existing((*DEVICES, *_accelerators(cell), *sys_folders))
 
 

@@ -84,8 +84,10 @@ class SpmdRunner(runner.LocalRunner):
         repeats += 1
         if result is not None and repeats > min(REPEATS, self._retries):
           return result
+      again = f'{lost or "the first worker was ended from outside"}; run again ({attempt + 1})'
       if attempt < self._retries:
-        tell('lost', f'{lost or "the first worker was ended from outside"}; run again ({attempt + 1})')
+        self._hub.say(f'{job.name}: {again}')
+        tell('lost', again)
     raise ConnectionError(
       f'{job.name} was lost {self._retries + 1} times (runner.retries = {self._retries}), the last time since {lost}; '
       'what is archived stays'

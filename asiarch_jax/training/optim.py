@@ -49,13 +49,17 @@ def matrices(parameters: Any) -> Any:
   return jax.tree_util.tree_map_with_path(is_matrix, parameters)
 
 
+def clipped(gradient: Any, norm: jax.Array, training: config.Training) -> Any:
+  """Returns a gradient of this global norm, scaled down where that is above `training.clip`: optax's own rule."""
+  return jax.tree.map(lambda leaf: jnp.where(norm < training.clip, leaf, leaf / norm * training.clip), gradient)
+
+
 def adamw(training: config.Training, weight_decay: jax.Array | None = None) -> optax.GradientTransformation:
-  """Returns clip, Adam and decay, up to the learning rate: its update is multiplied by minus the rate of the step.
+  """Returns Adam and decay of a `clipped` gradient, up to the learning rate: its update is multiplied by minus that.
 
   `weight_decay`, which may be traced, stands for the configured one where replicas differ in it.
   """
   return optax.chain(
-    optax.clip_by_global_norm(training.clip),
     optax.scale_by_adam(training.b1, training.b2, training.epsilon),
     optax.add_decayed_weights(training.weight_decay if weight_decay is None else weight_decay, matrices),
   )

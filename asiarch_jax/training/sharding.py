@@ -6,10 +6,13 @@ same values and gets the same numbers back (`host`, `agreed`).
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -74,6 +77,102 @@ def mesh(devices: Sequence[Any], replicas: int, data_parallel: int = 1, batch: i
     rows, columns = shape(len(devices), replicas, data_parallel)
   grid = np.asarray(list(devices)[: rows * columns], dtype=object).reshape(rows, columns)
   return Mesh(grid, (REPLICA, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+  """Which axis of which parameter lies over the mesh axis `data`: so its optimiser state does, too.
+
+  A rule is (pattern of paths, whether each axis of the parameter is shared out); the first that matches holds. A
+  parameter's path is its names joined by slashes, without the replica, which every leaf has as its first axis.
+  """
+
+  rules: Sequence[tuple[re.Pattern[str], Sequence[bool]]] = ()
+
+  def axis(self, path: Sequence[Any], leaf: Any) -> int | None:
+    """Returns the axis of a parameter (counted without the replica's) that is shared out, None where none is.
+
+    Optimiser state, whose path ends in that of its parameter, follows it.
+
+    Raises:
+      ValueError: the rule is for another number of axes.
+    """
+    name = '/'.join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+    axes = next((axes for pattern, axes in self.rules if name and pattern.search(name)), ())
+    if not any(axes):
+      return None
+    if len(axes) != np.ndim(leaf):
+      raise ValueError(f'training.sharded has a rule of {len(axes)} axes for {name}, whose shape is {np.shape(leaf)}')
+    return list(axes).index(True)
+
+  def spec(self, path: Sequence[Any], leaf: Any) -> P:
+    """Returns how a leaf of a replica's state lies, with the replica's axis in front."""
+    axis = self.axis(path, leaf)
+    return REPLICAS if axis is None else P(REPLICA, *(DATA if n == axis else None for n in range(np.ndim(leaf))))
+
+  def specs(self, one: Any) -> Any:
+    """Returns the specs of a tree of one replica's leaves, parameters or whole state."""
+    return jax.tree_util.tree_map_with_path(self.spec, one)
+
+  def check(self, one: Any, devices: int) -> None:
+    """Sees that every axis that is shared out can be.
+
+    Raises:
+      ValueError: an axis does not divide by the devices; says which.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(one):
+      axis = self.axis(path, leaf)
+      if axis is not None and leaf.shape[axis] % devices:
+        name = '/'.join(str(getattr(key, 'key', key)) for key in path)
+        raise ValueError(
+          f'training.sharded shares axis {axis} of {name}, of shape {leaf.shape}, out over {devices} devices, which do '
+          f'not divide {leaf.shape[axis]}; leave it out, or choose another axis'
+        )
+
+
+def gathered(values: Any, rules: Rules, like: Any) -> Any:
+  """Returns whole parameters of one replica, inside `shard_map`. `like` has their whole shapes."""
+
+  def one(path: Any, part: jax.Array, whole: Any) -> jax.Array:
+    axis = rules.axis(path, whole)
+    return part if axis is None else jax.lax.all_gather(part, DATA, axis=axis, tiled=True)
+
+  return jax.tree_util.tree_map_with_path(one, values, like)
+
+
+def averaged(gradient: Any, rules: Rules) -> Any:
+  """Returns the mean over `data` of whole gradients: of what is shared out, this device's part."""
+
+  def one(path: Any, leaf: jax.Array) -> jax.Array:
+    axis = rules.axis(path, leaf)
+    if axis is None:
+      return jax.lax.pmean(leaf, DATA)
+    return jax.lax.psum_scatter(leaf, DATA, scatter_dimension=axis, tiled=True) / jax.lax.axis_size(DATA)
+
+  return jax.tree_util.tree_map_with_path(one, gradient)
+
+
+def cut(values: Any, rules: Rules) -> Any:
+  """Returns this device's part of a replica's whole leaves, inside `shard_map`."""
+
+  def one(path: Any, leaf: jax.Array) -> jax.Array:
+    axis = rules.axis(path, leaf)
+    if axis is None:
+      return leaf
+    size = leaf.shape[axis] // jax.lax.axis_size(DATA)
+    return jax.lax.dynamic_slice_in_dim(leaf, jax.lax.axis_index(DATA) * size, size, axis)
+
+  return jax.tree_util.tree_map_with_path(one, values)
+
+
+def norm(gradient: Any, rules: Rules, like: Any) -> jax.Array:
+  """Returns the global norm of an `averaged` gradient, whose parts lie on several devices."""
+  whole: list[jax.Array] = []
+  parts: list[jax.Array] = []
+  for (path, leaf), shape in zip(jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(like), strict=True):
+    (whole if rules.axis(path, shape) is None else parts).append(jnp.sum(jnp.square(leaf)))
+  total = sum(whole, jnp.float32(0))
+  return jnp.sqrt(total + jax.lax.psum(sum(parts), DATA) if parts else total)
 
 
 def place(values: Any, mesh: Mesh, spec: P) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -118,6 +119,13 @@ class Trainer:
     if len(self.decays) != len(self.rates):
       raise ValueError(f'{len(self.decays)} weight decays for {len(self.rates)} learning rates; give one for each')
     self.replicas = training.seeds * len(self.rates)
+    self.rules = sharding.Rules(tuple(map(config.sharding_rule, training.sharded)))
+    rows = training.batch // mesh.shape[sharding.DATA]
+    if rows % training.microbatches:
+      raise ValueError(
+        f'training.microbatches = {training.microbatches} does not divide the {rows} rows of a device '
+        f'(training.batch = {training.batch} over {mesh.shape[sharding.DATA]} devices)'
+      )
     self.compile_seconds = 0.0
     self._evaluators: dict[Any, Any] = {}
 
@@ -238,13 +246,33 @@ class Trainer:
     auxiliary = sum((jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(sown.get('losses', {}))), 0.0)
     return entropy + auxiliary, entropy
 
+  def _gradient(self, parameters: Any, batch: Batch, weight: jax.Array) -> tuple[Any, jax.Array]:
+    """Returns (gradient, cross entropy) of one replica on one device's rows, a microbatch at a time."""
+    parts = self.training.microbatches
+    of_loss = jax.value_and_grad(self._loss, has_aux=True)
+    if parts == 1:
+      (_, entropy), gradient = of_loss(parameters, batch, weight)
+      return gradient, entropy
+
+    def add(sums: Any, rows: Batch) -> tuple[Any, None]:
+      # The loss of a part is over the part's share of the weight: auxiliary losses are means over rows, too.
+      (_, entropy), gradient = of_loss(parameters, rows, weight / parts)
+      return jax.tree.map(jnp.add, sums, (gradient, entropy)), None
+
+    parted = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), batch)
+    zeros = (jax.tree.map(jnp.zeros_like, parameters), jnp.float32(0))
+    sums, _ = jax.lax.scan(add, zeros, parted)
+    return jax.tree.map(lambda leaf: leaf / parts, sums)
+
   def _update(self, state: State, batch: Batch, peak: Peak, steps: jax.Array) -> tuple[State, jax.Array]:
     """Returns one replica after one step, and its cross entropy."""
     weight = jax.lax.pmean(jnp.sum(batch.weights), sharding.DATA)
-    (_, entropy), gradient = jax.value_and_grad(self._loss, has_aux=True)(
-      state.parameters, batch, jnp.maximum(weight, 1e-9)
+    whole = self.one.parameters
+    gradient, entropy = self._gradient(
+      sharding.gathered(state.parameters, self.rules, whole), batch, jnp.maximum(weight, 1e-9)
     )
-    gradient, entropy = jax.lax.pmean((gradient, entropy), sharding.DATA)
+    gradient, entropy = sharding.averaged(gradient, self.rules), jax.lax.pmean(entropy, sharding.DATA)
+    gradient = optim.clipped(gradient, sharding.norm(gradient, self.rules, whole), self.training)
     chain = optim.adamw(self.training, peak.weight_decay)
     update, optimiser = chain.update(gradient, state.optimiser, state.parameters)
     now = optim.learning_rate(peak.rate, state.step, steps, self.training)
@@ -265,12 +293,42 @@ class Trainer:
     state, losses_RK = jax.lax.map(lambda replica: one(*replica), (state, by_replica, peaks_R))
     return state, losses_RK.T
 
-  def _fresh(self, keys_R: jax.Array) -> State:
-    def one(key: jax.Array) -> State:
-      parameters = self.host.initial_parameters(key)
-      return State(parameters, optim.adamw(self.training).init(parameters), jnp.int32(0))
+  def _new(self, key: jax.Array) -> State:
+    parameters = self.host.initial_parameters(key)
+    return State(parameters, optim.adamw(self.training).init(parameters), jnp.int32(0))
 
-    return jax.vmap(one)(keys_R)
+  def _fresh(self, keys_R: jax.Array) -> State:
+    return jax.vmap(lambda key: sharding.cut(self._new(key), self.rules))(keys_R)
+
+  @functools.cached_property
+  def one(self) -> State:
+    """Returns the shapes of one replica's whole state.
+
+    Raises:
+      ValueError: a rule of `training.sharded` does not fit them.
+    """
+    one = jax.eval_shape(self._new, jax.random.key(0))
+    self.rules.check(one.parameters, self.mesh.shape[sharding.DATA])
+    return one
+
+  @property
+  def state_bytes(self) -> int:
+    """What a device holds of one replica's parameters and optimiser state."""
+    data, leaves = self.mesh.shape[sharding.DATA], jax.tree_util.tree_leaves_with_path(self.one)
+    return sum(
+      leaf.dtype.itemsize * math.prod(leaf.shape) // (1 if self.rules.axis(path, leaf) is None else data)
+      for path, leaf in leaves
+    )
+
+  @property
+  def compiled_step(self) -> Any:
+    """The program of a call, compiled for the mesh's devices."""
+    return self._step
+
+  @functools.cached_property
+  def _states(self) -> State:
+    """How the state of all replicas lies on the mesh."""
+    return self.rules.specs(self.one)
 
   def _keys(self) -> jax.Array:
     root, rates, first = jax.random.PRNGKey(self.seed), len(self.rates), self.training.first_seed
@@ -300,7 +358,7 @@ class Trainer:
   @functools.cached_property
   def _initial(self) -> Any:
     keys = jax.ShapeDtypeStruct((self.replicas, 2), jnp.uint32, sharding=self._at(sharding.REPLICAS))
-    fresh = self._sharded(self._fresh, sharding.REPLICAS, sharding.REPLICAS)
+    fresh = self._sharded(self._fresh, sharding.REPLICAS, self._states)
     return self._compiled(fresh, (keys,), QUICK)
 
   @functools.cached_property
@@ -308,16 +366,15 @@ class Trainer:
     training = self.training
     size = (training.steps_per_call, self.replicas, training.batch, training.length)
     batch = Batch(*(self._shaped(size, kind, sharding.STEPS) for kind in (jnp.int32, jnp.int32, jnp.float32)))
-    keys = jax.ShapeDtypeStruct((self.replicas, 2), jnp.uint32)
     state = jax.tree.map(
-      lambda leaf: self._shaped(leaf.shape, leaf.dtype, sharding.REPLICAS), jax.eval_shape(self._fresh, keys)
+      lambda leaf, spec: self._shaped((self.replicas, *leaf.shape), leaf.dtype, spec), self.one, self._states
     )
     peaks = Peak(*2 * [self._shaped((self.replicas,), jnp.float32, sharding.REPLICAS)])
     total = jax.ShapeDtypeStruct((), jnp.float32)
     call = self._sharded(
       self._call,
-      (sharding.REPLICAS, sharding.STEPS, sharding.REPLICAS, P()),
-      (sharding.REPLICAS, sharding.LOSSES),
+      (self._states, sharding.STEPS, sharding.REPLICAS, P()),
+      (self._states, sharding.LOSSES),
     )
     return self._compiled(call, (state, batch, peaks, total), donate_argnums=0)
 
@@ -327,6 +384,7 @@ class Trainer:
     if key not in self._evaluators:
 
       def one(parameters: Any, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+        parameters = sharding.gathered(parameters, self.rules, self.one.parameters)
         logits_BTY = self.host.apply({'params': parameters}, batch.tokens, mutable=['losses', 'diagnostics'])[0]
         return {name: score(logits_BTY, batch) for name, score in scores.items()}
 
@@ -335,7 +393,8 @@ class Trainer:
           return jax.vmap(one, in_axes=(0, None))(parameters, batch)
         return jax.lax.map(lambda replica: one(replica, batch), parameters)
 
-      function = self._sharded(every, (sharding.REPLICAS, rows), P(sharding.REPLICA, *rows))
+      specs = self._states.parameters
+      function = self._sharded(every, (specs, rows), P(sharding.REPLICA, *rows))
       self._evaluators[key] = self._compiled(function, (parameters, self._placed_rows(batch)))
     return self._evaluators[key]
 
@@ -355,8 +414,11 @@ class Trainer:
   def _peak_bytes(self) -> int:
     """Returns what one device held at most: measured where the device says so, else what the compiler laid out."""
     measured = (self.mesh.local_devices[0].memory_stats() or {}).get('peak_bytes_in_use')
-    plan = self._step.memory_analysis()
-    planned = (
-      plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes - plan.alias_size_in_bytes
-    )
-    return int(measured or planned)
+    return int(measured or planned_bytes(self._step.memory_analysis()))
+
+
+def planned_bytes(plan: Any) -> int:
+  """Returns what a program holds at most of a device's memory, as its compiler laid it out."""
+  return int(
+    plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes - plan.alias_size_in_bytes
+  )

@@ -74,3 +74,50 @@ def test_operations_move_what_they_touch_of_what_lies_in_hbm():
   read_and_written, prefetched, part, out_of_vmem = 2 * 8 * 4, 8 * 4, 2 * 4, 8 * 4
   want = 7 * (slice_and_index + update) + read_and_written + prefetched + part + out_of_vmem
   assert schedules.traffic(HLO).xla_bytes == want
+
+
+EXCHANGES = """HloModule jit_f
+
+%begun (p0: f32[4]) -> (f32[4], f32[16]) {
+  %p0 = f32[4]{0} parameter(0)
+  ROOT %all-gather.1 = f32[16]{0} all-gather(%p0), channel_id=1, dimensions={0}
+}
+
+%async_collective_fusion.1 (p0: f32[4]) -> f32[16] {
+  %p0 = f32[4]{0} parameter(0)
+  ROOT %all-gather.2 = f32[16]{0} all-gather(%p0), channel_id=1, dimensions={0}
+}
+
+%body.1 (x: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %x = (s32[], f32[8]{0}) parameter(0)
+  %n = s32[] get-tuple-element(%x), index=0
+  %a = f32[8]{0} get-tuple-element(%x), index=1
+  %sum = f32[8]{0} all-reduce(%a), channel_id=2, to_apply=%add
+  ROOT %out = (s32[], f32[8]{0}) tuple(%n, %sum)
+}
+
+%condition.1 (x: (s32[], f32[8])) -> pred[] {
+  %x = (s32[], f32[8]{0}) parameter(0)
+  %n = s32[] get-tuple-element(%x), index=0
+  %bound = s32[] constant(5)
+  ROOT %lt = pred[] compare(%n, %bound), direction=LT
+}
+
+ENTRY %main.1 (a: f32[4]) -> f32[8] {
+  %a = f32[4]{0} parameter(0)
+  %async-collective-start = (f32[4]{0}, f32[16]{0}) fusion(%a), kind=kCustom, calls=%begun
+  %beside = f32[16]{0} fusion(%a), kind=kOutput, calls=%async_collective_fusion.1
+  %async-collective-done = f32[16]{0} fusion(%a), kind=kCustom, calls=%begun
+  %sent = (f32[4]{0}, f32[4]{0}, u32[]) collective-permute-start(%a), channel_id=3
+  %got = f32[4]{0} collective-permute-done(%sent)
+  %two = (f32[4]{0}, bf16[4]{0}) all-reduce(%a, %a), channel_id=4, to_apply=%add
+  %w = (s32[], f32[8]{0}) while(%t), condition=%condition.1, body=%body.1
+  ROOT %r = f32[8]{0} get-tuple-element(%w), index=1
+}
+"""
+
+
+def test_exchanges_are_counted_once_and_in_loops_as_often_as_they_turn():
+  assert schedules.collectives(EXCHANGES) == {
+    'all-gather': (1, 64), 'collective-permute': (1, 16), 'all-reduce': (6, 24 + 5 * 32)
+  }  # fmt: skip

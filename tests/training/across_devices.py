@@ -10,6 +10,7 @@ import numpy as np
 
 from tests.training import tiny
 
+SHARDED = ('embedding/embedding$ -,data', 'hidden/.*kernel data,-', 'head/bias$ data')
 SETTINGS = {'seeds': 8, 'steps': 12, 'batch': 4}
 
 
@@ -22,6 +23,8 @@ def losses(devices, data_parallel, **changes):
     'mesh': list(trainer.mesh.devices.shape),
     'losses': fitted.losses.tolist(),
     'held_out': (sums.sum(1) / counts.sum(1)).tolist(),
+    'part': list(fitted.parameters['hidden']['kernel'].addressable_shards[0].data.shape),
+    'kernel': np.asarray(fitted.parameters['hidden']['kernel'])[0].tolist(),
   }
 
 
@@ -43,6 +46,8 @@ def score(logits_BTY, batch):
 if __name__ == '__main__':
   cases = {'1x1': (1, 1), '8x1': (8, 1), '4x2': (8, 2), '2x4': (8, 4)}
   found = {name: losses(*case) for name, case in cases.items()}
+  found['sharded'] = losses(8, 4, sharded=SHARDED)
+  found['sharded, in microbatches'] = losses(8, 2, sharded=SHARDED, microbatches=2)
   found['long'] = losses(8, 2, steps=300, steps_per_call=1)
   assert np.isfinite(found['long']['losses']).all()
   print(json.dumps(found))

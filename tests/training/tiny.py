@@ -39,11 +39,11 @@ class Host(nn.Module):
     return self.init(key, jnp.zeros((1, 2), jnp.int32))['params']
 
 
-def trainer(host=None, settings=SETTINGS, *, devices=1, seed=0, clock=time.perf_counter, **changes):
+def trainer(host=None, settings=SETTINGS, *, devices=1, seed=0, clock=time.perf_counter, layout=None, **changes):
   settings = dataclasses.replace(settings, **changes)
   replicas = settings.seeds * len(settings.learning_rates)
   mesh = sharding.mesh(jax.devices()[:devices], replicas, settings.data_parallel, settings.batch)
-  return train.Trainer(host or Host(), settings, mesh, seed, clock=clock)
+  return train.Trainer(host or Host(), settings, mesh, seed, clock=clock, layout=layout)
 
 
 def copy_batch(step, seeds=range(4), rows=4, length=8):

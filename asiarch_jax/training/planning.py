@@ -1,0 +1,66 @@
+"""One training step compiled for a slice that need not be there, and what the compiler says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from asiarch_jax import config
+from asiarch_jax.records import Collective, Plan
+from asiarch_jax.training import sharding, train
+from pallas_kernels import schedules
+
+# GiB of one device, which is a chip but for v4's and TPU7x's cores. Source: Google's pages of each generation.
+MEMORY_GIB = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32, 'tpu7x': 96}
+
+
+def plan(
+  host: Any,
+  settings: config.Training,
+  devices: list[Any],
+  topology: str,
+  flops_per_token: float,
+  clock: Callable[[], float],
+) -> Plan:
+  """Returns the plan of a training step over all replicas on these devices.
+
+  `flops_per_token` are the forward's.
+
+  Raises:
+    ValueError: the devices cannot share the replicas and batches.
+    jax.errors.JaxRuntimeError: the compiler refuses, such as for want of memory.
+  """
+  # One step a call: the program is a step, and all that is read out of it is of one.
+  training = dataclasses.replace(settings, steps_per_call=1)
+  replicas = training.seeds * len(training.learning_rates)
+  mesh = sharding.mesh(devices, replicas, training.data_parallel, training.batch)
+  trainer = train.Trainer(host, training, mesh, 0, clock=clock)
+  program = trainer.compiled_step
+  laid_out, text = program.memory_analysis(), program.as_text()
+  moved, shape = schedules.traffic(text), tuple(mesh.devices.shape)
+  here, rows = replicas // shape[0], training.batch // shape[1]
+  return Plan(
+    topology=topology,
+    device=devices[0].device_kind,
+    devices=len(devices),
+    mesh=(shape[0], shape[1]),
+    replicas=here,
+    rows=rows,
+    parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trainer.one.parameters)),
+    state=here * trainer.state_bytes,
+    arguments=laid_out.argument_size_in_bytes,
+    temporary=laid_out.temp_size_in_bytes,
+    peak=train.planned_bytes(laid_out),
+    memory=MEMORY_GIB.get(topology.partition(':')[0], 0) << 30,
+    flops=3 * flops_per_token * rows * training.length * here,
+    cycles=moved.xla_cycles,
+    traffic=moved.xla_bytes + moved.kernel_bytes,
+    collectives=tuple(
+      Collective(kind, times, size) for kind, (times, size) in sorted(schedules.collectives(text).items())
+    ),
+    compile_seconds=trainer.compile_seconds,
+  )

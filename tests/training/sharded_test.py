@@ -1,0 +1,65 @@
+"""Parameters shared out over the devices of a batch, and gradients summed over parts of it: the losses stay."""
+
+import jax
+import numpy as np
+import pytest
+
+from asiarch_jax import config
+from asiarch_jax.training import sharding
+from tests.training import across_devices, tiny
+from tests.training.train_test import eight_devices  # noqa: F401  a fixture
+
+RULES = sharding.Rules(tuple(map(config.sharding_rule, ('mlp/.*kernel$ -,data', 'kernel$ data,-', 'bias$ -'))))
+ONE = {'mlp': {'up': {'kernel': np.zeros((4, 8))}}, 'mixer': {'kernel': np.zeros((6, 2)), 'bias': np.zeros(6)}}
+
+
+@pytest.mark.parametrize('name, part', [('sharded', [4, 4, 16]), ('sharded, in microbatches', [2, 8, 16])])
+def test_parameters_shared_out_give_the_losses_of_one_device(eight_devices, name, part):  # noqa: F811
+  found, alone = eight_devices[name], eight_devices['1x1']
+  assert found['part'] == part, 'a device holds its part alone'
+  np.testing.assert_allclose(found['losses'], alone['losses'], rtol=2e-5)
+  np.testing.assert_allclose(found['held_out'], alone['held_out'], rtol=2e-5)
+  np.testing.assert_allclose(found['kernel'], alone['kernel'], atol=2e-5)
+
+
+@pytest.mark.parametrize('layout', ['map', 'vmap'])
+@pytest.mark.parametrize('microbatches', [2, 4])
+def test_gradients_summed_over_parts_of_a_batch_give_its_losses(layout, microbatches):
+  found, alone = (
+    across_devices.losses(1, 1, seeds=2, microbatches=parts, layout=layout) for parts in (microbatches, 1)
+  )
+  np.testing.assert_allclose(found['losses'], alone['losses'], rtol=2e-5)
+  np.testing.assert_allclose(found['kernel'], alone['kernel'], atol=2e-5)
+
+
+def test_parts_that_do_not_divide_the_rows_are_refused():
+  with pytest.raises(ValueError, match=r'training\.microbatches = 3 does not divide the 4 rows of a device'):
+    tiny.trainer(microbatches=3)
+
+
+def test_the_first_rule_that_matches_a_path_holds():
+  assert RULES.specs(ONE) == {
+    'mlp': {'up': {'kernel': sharding.P('replica', None, 'data')}},
+    'mixer': {'kernel': sharding.P('replica', 'data', None), 'bias': sharding.REPLICAS},
+  }
+  assert sharding.Rules().specs(ONE)['mixer']['kernel'] == sharding.REPLICAS
+
+
+def test_a_rule_that_does_not_fit_is_refused_with_both_sizes():
+  RULES.check(ONE, 2)
+  with pytest.raises(ValueError, match=r'axis 0 of mixer/kernel, of shape \(6, 2\), out over 4 devices'):
+    RULES.check(ONE, 4)
+  with pytest.raises(ValueError, match=r'a rule of 2 axes for kernel, whose shape is \(3,\)'):
+    RULES.specs({'kernel': np.zeros(3)})
+
+
+@pytest.mark.parametrize('rule', ['kernel$', 'kernel$ data,data', 'kernel$ model,-', '[ data', ' data'])
+def test_what_is_no_rule_is_refused(rule):
+  with pytest.raises(ValueError, match=r'training\.sharded has'):
+    config.sharding_rule(rule)
+
+
+def test_optimiser_state_lies_as_its_parameters_do():
+  trainer = tiny.trainer(sharded=('hidden/kernel$ data,-',))
+  specs = jax.tree.leaves(trainer._states, is_leaf=lambda leaf: isinstance(leaf, sharding.P))
+  assert sum(spec == sharding.P('replica', 'data', None) for spec in specs) == 3  # parameter and two moments
