@@ -167,7 +167,7 @@ def learn(
       else:
         kept = stack.enter_context(checkpoint.Checkpoint(folder))
     fitted = trainer.fit(
-      lambda step: text.training_batch(step, seeds, training.batch, training.length),
+      parts=lambda step, of, rows: text.training_batch(step, seeds[of], training.batch, training.length, rows=rows),
       watch=monitor.Watch(settings.monitor, job.baseline_losses, job.limits.seconds_per_step, training),
       on_progress=on_step,
       save=kept.save if kept else None,

@@ -131,6 +131,8 @@ def test_every_command_of_the_docs_runs(page, command, request, smoke, reader, t
   words = shlex.split(command)
   if words[1] == 'evaluate' and importlib.util.find_spec('lm_eval') is None:
     pytest.skip(f'{command}: the extra [eval] is not installed')
+  if words[1] == 'plan' and importlib.util.find_spec('libtpu') is None:
+    pytest.skip(f'{command}: the extra [aot] is not installed')
   if words[0] == 'make':
     process = subprocess.run(['make', '-n', *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
@@ -175,6 +177,9 @@ def test_every_command_of_the_docs_runs(page, command, request, smoke, reader, t
     return
   if given[0] in ('check', 'train'):
     given.append(f'--workdir={tmp_path / "scratch"}')
+  if given[0] == 'plan':  # the small experiment, with a row for each device
+    given = [word.replace('configs/tpu_pod.py', 'configs/smoke.py') for word in given]
+    given += ['--config.training.batch=16', f'--workdir={tmp_path / "scratch"}']
   if given[0] == 'check':
     given.append('--config=configs/smoke.py')
   if given[0] in READS:

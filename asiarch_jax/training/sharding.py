@@ -190,6 +190,31 @@ def place(values: Any, mesh: Mesh, spec: P) -> Any:
   return jax.tree.map(one, values)
 
 
+def own_part(mesh: Mesh, replicas: int, batch: int) -> tuple[slice, slice]:
+  """Returns the replicas, and the rows of their batches, that lie with this process's devices: all with one process.
+
+  Where those are no rectangle, the smallest one around them.
+  """
+  held = NamedSharding(mesh, P(REPLICA, DATA)).addressable_devices_indices_map((replicas, batch)).values()
+  spans = [[(index or ())[axis].indices(size)[:2] for index in held] for axis, size in enumerate((replicas, batch))]
+  first, second = (slice(min(start for start, _ in span), max(stop for _, stop in span)) for span in spans)
+  return first, second
+
+
+def place_part(part: Any, mesh: Mesh, spec: P, whole: Sequence[int], origin: Sequence[int]) -> Any:
+  """Returns a pytree of arrays of shape `whole`, of which this process has made the part that begins at `origin`."""
+  sharding = NamedSharding(mesh, spec)
+
+  def one(leaf: np.ndarray) -> jax.Array:
+    def cut(index: tuple[slice, ...] | None) -> np.ndarray:
+      spans = (place.indices(size)[:2] for place, size in zip(index or (), whole, strict=True))
+      return leaf[tuple(slice(start - at, stop - at) for (start, stop), at in zip(spans, origin, strict=True))]
+
+    return jax.make_array_from_callback(tuple(whole), sharding, cut)
+
+  return jax.tree.map(one, part)
+
+
 def host(array: Any) -> np.ndarray:
   """Returns an array as every process sees it whole, also where its parts lie with other processes."""
   if not isinstance(array, jax.Array) or array.is_fully_addressable:

@@ -29,6 +29,7 @@ from asiarch_jax.training import monitor, optim, sharding
 
 Score = Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]  # (logits_BTY, batch) -> (sum_B, count_B)
 Batches = Callable[[int], Batch]  # step -> numpy arrays [S, B, T]
+Parts = Callable[[int, slice, slice], Batch]  # (step, seeds, rows) -> that part of them
 OnProgress = Callable[[int, np.ndarray, float], None]  # (step, losses_R, seconds a step)
 Watch = Callable[[np.ndarray, Sequence[float]], monitor.Stop | None]  # (losses_LR, seconds_L) -> reason to stop
 
@@ -131,8 +132,9 @@ class Trainer:
 
   def fit(
     self,
-    batches: Batches,
+    batches: Batches | None = None,
     *,
+    parts: Parts | None = None,
     steps: int | None = None,
     learning_rates: Sequence[float] | None = None,
     watch: Watch | None = None,
@@ -141,6 +143,8 @@ class Trainer:
     restore: Callable[[Snapshot], Snapshot | None] | None = None,
   ) -> Fit:
     """Trains fresh replicas for `steps` (default: the configured ones) on `batches(step)`, numpy [S, B, T].
+
+    Of several processes each may make what its own devices take and no more: that is asked of `parts`, instead.
 
     Losses come back one call late, so the device never waits for the host, and never later: at most two calls are in
     flight (on forced CPU devices an unbounded queue of collectives deadlocks). `save` is handed a snapshot every
@@ -186,7 +190,7 @@ class Trainer:
 
     reached = done
     for log in range(done, logs):
-      state, losses_KR = run(state, self._call_batches(batches, log), peaks_R, total)
+      state, losses_KR = run(state, self._call_batches(batches, parts, log), peaks_R, total)
       if pending is not None:
         stopped, reached = fetch(*pending), log
         pending = None
@@ -335,13 +339,22 @@ class Trainer:
     keys = np.stack([np.asarray(jax.random.fold_in(root, first + r // rates)) for r in range(self.replicas)])
     return sharding.place(keys, self.mesh, sharding.REPLICAS)
 
-  def _call_batches(self, batches: Batches, log: int) -> Batch:
-    per_call = self.training.steps_per_call
-    made = [batches(log * per_call + step) for step in range(per_call)]
+  def _call_batches(self, batches: Batches | None, parts: Parts | None, log: int) -> Batch:
+    training, rates = self.training, len(self.rates)
+    steps = range(log * training.steps_per_call, (log + 1) * training.steps_per_call)
+    replicas, rows = sharding.own_part(self.mesh, self.replicas, training.batch)
+    seeds = slice(replicas.start // rates, -(-replicas.stop // rates))
+    origin = (0, seeds.start * rates, rows.start, 0)
+    if parts is not None:
+      made = [parts(step, seeds, rows) for step in steps]
+    else:
+      assert batches is not None, 'a fit needs batches, or parts of them'
+      made, origin = [batches(step) for step in steps], (0, 0, 0, 0)
     stack = Batch(*(np.stack(leaves) for leaves in zip(*made, strict=True)))
-    if len(self.rates) > 1:
-      stack = jax.tree.map(lambda leaf: np.repeat(leaf, len(self.rates), axis=1), stack)
-    return sharding.place(stack, self.mesh, sharding.STEPS)
+    if rates > 1:
+      stack = jax.tree.map(lambda leaf: np.repeat(leaf, rates, axis=1), stack)
+    whole = (len(steps), self.replicas, training.batch, training.length)
+    return sharding.place_part(stack, self.mesh, sharding.STEPS, whole, origin)
 
   # Compiled programs.
 

@@ -36,10 +36,27 @@ def main(coordinator, processes, process):
       'size': float(sum(abs(leaf).sum() for leaf in jax.tree.leaves(parameters))),
       'stopped': fitted.stopped.kind if fitted.stopped else '',
     }
+  found['parts'] = _in_parts()
   found['resumed'] = _resumed(process)
   if process == 0:
     print(json.dumps(found))
   jax.distributed.shutdown()
+
+
+def _in_parts():
+  """The losses of a run whose processes make what they need, and how much of a whole batch that is here."""
+  asked, losses = set(), {}
+  for name, seeds in (('seeds', 8), ('rows', 1)):
+    trainer = tiny.trainer(tiny.Host(auxiliary=0.5), devices=None, **across_devices.SETTINGS | {'seeds': seeds})
+
+    def part(step, of, rows, seeds=seeds, name=name):
+      whole = across_devices.uneven(tiny.copy_batch(step, range(seeds)))
+      cut = jax.tree.map(lambda leaf: leaf[of, rows], whole)
+      asked.add((name, cut.tokens.size / whole.tokens.size))
+      return cut
+
+    losses[name] = trainer.fit(parts=part).losses.tolist()
+  return {'losses': losses, 'asked': sorted(asked)}
 
 
 def _resumed(process):

@@ -57,6 +57,10 @@ def test_several_processes_give_the_losses_of_one(processes):
     np.testing.assert_allclose(found[name]['losses'], here['losses'], rtol=2e-5)
     np.testing.assert_allclose(found[name]['held_out'], here['held_out'], rtol=2e-5)
     assert found[name]['size'] > 0
+  parts = found['parts']
+  assert parts['asked'] == [['rows', 1 / processes], ['seeds', 1 / processes]], 'nobody makes what others need'
+  np.testing.assert_array_equal(parts['losses']['seeds'], found['replicas']['losses'])
+  np.testing.assert_array_equal(parts['losses']['rows'], found['rows']['losses'])
   resumed = found['resumed']
   assert resumed['before'] is None and resumed['steps'][0] > 3, 'it goes on, and does not begin again'
   assert resumed['losses'] == resumed['whole']

@@ -51,3 +51,14 @@ def test_what_several_hosts_cannot_share_is_refused():
 def test_an_array_of_this_process_is_its_own():
   assert sharding.host(np.arange(3)).tolist() == sharding.host(jnp.arange(3)).tolist() == [0, 1, 2]
   assert sharding.agreed(0.5) == 0.5
+
+
+def test_one_process_holds_all_parts():
+  mesh = sharding.mesh(jax.devices(), 1)
+  assert sharding.own_part(mesh, 4, 8) == (slice(0, 4), slice(0, 8))
+
+
+def test_a_part_lies_where_it_belongs():
+  mesh, part = sharding.mesh(jax.devices(), 1), np.arange(12).reshape(3, 4)
+  placed = sharding.place_part({'a': part}, mesh, sharding.REPLICAS, (3, 4), (0, 0))
+  np.testing.assert_array_equal(placed['a'], part)

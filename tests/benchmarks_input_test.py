@@ -1,0 +1,19 @@
+"""A training step waits for its input for less than a hundredth of its time."""
+
+import json
+import os
+import subprocess
+import sys
+
+from asiarch_jax.shell import corpus
+from tests.cli import ROOT
+
+
+def test_input_takes_less_than_a_hundredth_of_a_step(tmp_path):
+  corpus.prepare('docs', tmp_path / 'docs')
+  done = subprocess.run(
+    [sys.executable, '-m', 'tests.benchmarks.input', str(tmp_path / 'docs')],
+    cwd=ROOT, capture_output=True, text=True, timeout=500, env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+  )  # fmt: skip
+  found = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else done.stderr
+  assert found['devices'] == 8 and found['share']['thread'] < 0.01, found
