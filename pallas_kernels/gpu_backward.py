@@ -1,4 +1,4 @@
-"""The backward pass of the delta rule on Hopper GPUs: a sweep back over the states, then the gradients chunk by chunk."""
+"""The backward pass of the delta rule on Hopper GPUs: a sweep back over the states, then gradients chunk by chunk."""
 
 from __future__ import annotations
 

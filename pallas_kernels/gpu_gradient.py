@@ -1,7 +1,7 @@
 """The last kernel of the delta rule for Hopper GPUs: the gradients of its operands, chunk by chunk.
 
-With S and dS' the state before a chunk and the cotangent of the state after it, u and dr of the two sweeps, and the terms
-of `tpu_adjoints`, where these equations are derived:
+With S and dS' the state before a chunk and the cotangent of the state after it, u and dr of the two sweeps, and the
+terms of `tpu_adjoints`, where these equations are derived:
 
     E = -tril(dr u^T, -1) e^(G_i - G_j)       F = scale tril(do u^T) e^(G_i - G_j)
     x = E k - e^G (dr S^T)                    y = F k + scale e^G (do S^T)
@@ -10,14 +10,14 @@ of `tpu_adjoints`, where these equations are derived:
 
 and for the last row of a chunk dG also has sum_i <k_i, e^(G_C - G_i) (u dS'^T)_i> + e^(G_C) <S, dS'>.
 
-Each block of the grid takes one chunk of one value head. Its three warpgroups make y, x and z; that of z waits for E and
-F, and adds beta x. What enters a product is rounded before it, and the sums in dG, which nearly cancel, take the rounded
-factors. A token's inner products leave the kernel as rows, and are added up here.
+Each block of the grid takes one chunk of one value head. Its three warpgroups make y, x and z; that of z waits for E
+and F, and adds beta x. What enters a product is rounded before it, and the sums in dG, which nearly cancel, take the
+rounded factors. A token's inner products leave the kernel as rows, and are added up here.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +124,7 @@ class Blocks(NamedTuple):
 
 
 class Shared(NamedTuple):
-  """What warpgroups hand to each other: E, F, beta k, beta x; and what is on its way out where it has no other place."""
+  """What warpgroups hand to each other: E, F, beta k, beta x; and what is on its way out."""
 
   E: Any
   F: Any
@@ -148,17 +148,17 @@ class Barriers(NamedTuple):
 def found(layout: Layout, operands: Operands, gates: Gates, kept: Kept, back: Reversed, do: Array) -> Found:
   """Returns what the kernel makes of all chunks."""
   B, N, HV, K, V, T = layout.B, layout.N, layout.HV, layout.K, layout.V, layout.tokens
-  given = Blocks(
-    _rows(layout, operands, gates), do, kept.update, back.dr, operands.k, operands.q, kept.states, back.after, operands.v
-  )  # fmt: skip
+  q, k, v = operands[:3]
+  rows = _rows(layout, operands, gates)
+  given = Blocks(rows, do, kept.update, back.dr, k, q, kept.states, back.after, v)
   result = jax.ShapeDtypeStruct
 
   def body(*refs):
     given, out = Blocks(*refs[: len(Blocks._fields)]), Found(*refs[len(Blocks._fields) :][: len(Found._fields)])
     _block(layout, given, out, *refs[len(Blocks._fields) + len(Found._fields) :])
 
-  keys, values, rows = matrix((CHUNK, K)), matrix((CHUNK, V)), plgpu.SMEM((6, CHUNK), jnp.float32)
-  square = matrix((CHUNK, CHUNK))
+  keys, values, square = (matrix((CHUNK, size)) for size in (K, V, CHUNK))
+  shared_rows = plgpu.SMEM((6, CHUNK), jnp.float32)
   made = plgpu.kernel(
     body,
     out_type=[
@@ -172,9 +172,11 @@ def found(layout: Layout, operands: Operands, gates: Gates, kept: Kept, back: Re
     num_threads=3,
     thread_name='warpgroup',
     scratch_types=[
-      Blocks(rows, values, matrix((V, CHUNK)), matrix((V, CHUNK)), keys, keys, matrix((V, K)), matrix((V, K)), values),
+      Blocks(
+        shared_rows, values, matrix((V, CHUNK)), matrix((V, CHUNK)), keys, keys, matrix((V, K)), matrix((V, K)), values
+      ),
       # At K = V = 128 there is no room but that of do.
-      Shared(square, square, keys, keys, None if K == V else keys, rows),
+      Shared(square, square, keys, keys, None if K == V else keys, shared_rows),
       Barriers(
         plgpu.Barrier(num_arrivals=4),
         plgpu.Barrier(num_arrivals=4),
@@ -210,7 +212,8 @@ def _block(layout: Layout, given: Blocks, out: Found, here: Blocks, shared: Shar
       return ref.at[b, tokens, key_head]
     return ref.at[b, tokens, h] if name in ('v', 'do') else ref.at[b, h, n]
 
-  outs = Found(*(ref.at[b, tokens, h] for ref in out[:3]), out.sums.at[b, h, n])
+  q, k, v, sums = cast(Any, out)
+  outs = Found(q.at[b, tokens, h], k.at[b, tokens, h], v.at[b, tokens, h], sums.at[b, h, n])
 
   @pl.when(group == 0)
   def _():
@@ -261,7 +264,7 @@ def _handed_out(source: Any, target: Any, x: Array) -> None:
   plgpu.copy_smem_to_gmem(source, target)
 
 
-def _sum_out(shared: Shared, outs: Found, row: int, x_C: Array) -> None:
+def _sum_out(shared: Shared, outs: Any, row: int, x_C: Array) -> None:
   shared.sums.at[row][...] = x_C
   plgpu.commit_smem()
   plgpu.copy_smem_to_gmem(shared.sums.at[row], outs.sums.at[row])

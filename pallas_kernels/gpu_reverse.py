@@ -1,4 +1,4 @@
-"""The third kernel of the delta rule for Hopper GPUs: the cotangent of the state, swept from the last chunk to the first.
+"""The third kernel of the delta rule for Hopper GPUs: the cotangent of the state, swept from the last chunk back.
 
 With (I + A)^-1 and P of `gpu_gram`, and the cotangent dS' of the state after a chunk,
 
