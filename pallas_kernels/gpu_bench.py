@@ -424,8 +424,8 @@ def main(arguments: list[str] | None = None) -> int:
       for shape, decay in groups
       for source in mine
     }
-    for running in (programs, checks):  # nothing else runs while something is timed
-      concurrent.futures.wait(running.values())
+    started: list[concurrent.futures.Future] = [*programs.values(), *checks.values()]
+    concurrent.futures.wait(started)  # nothing else runs while something is timed
     for shape, decay in groups:
       against: dict[bool, Timing] = {}
       for backward in () if fla_lacks else passes:

@@ -5,6 +5,8 @@ With (I + A)^-1 and P of `gpu_gram`, and the cotangent dS' of the state after a 
     du = P^T do + e^(G_C - G) k dS'      dr = (I + A)^-T du
     dS = e^(G_C) dS' + (scale e^G do)^T q - (beta e^G dr)^T k      (of S^T, as all here)
 
+where with a decay a channel e^G and e^(G_C - G) are in q and k already, as `gpu_gram` wrote them.
+
 A block of the grid keeps `tiles` times 64 columns of V of one head for all chunks. Each of its first warpgroups holds
 64 of them, transposed, in float32 registers, as the forward sweep does: dS'^T, du^T, dr^T and do^T are first factors of
 the products they enter and come from registers. The last warpgroup fetches the operands of chunks to come.
@@ -30,18 +32,23 @@ TILE = 64  # columns of V of a warpgroup
 SHARED_BYTES = 227 * 2**10
 # Of three warpgroups, which together have 504 a lane; two have enough without a division.
 STATE_REGISTERS, FETCH_REGISTERS = 232, 40
-FALL, READ, MINUS_WRITE, RISE = range(4)  # rows of the gates here
+MINUS_WRITE, FALL, READ, RISE = range(4)  # rows of the gates here; with a decay a channel the first alone
 
 
 class Operands(NamedTuple):
-  """What the sweep reads chunk by chunk, in the memory of the device, and the slots of it in shared memory."""
+  """What the sweep reads chunk by chunk, in the memory of the device, and the slots of it in shared memory.
 
-  q: Any
-  k: Any
+  `k_out` and `keep`, [K], only with a decay a channel: the keys that u is written with, and what is kept of the state.
+  """
+
   do: Any
-  inverse: Any
   read: Any
   gates: Any
+  k: Any
+  k_out: Any
+  inverse: Any
+  q: Any
+  keep: Any
 
 
 class Barriers(NamedTuple):
@@ -51,28 +58,65 @@ class Barriers(NamedTuple):
   passed: Any
 
 
+class Channels(NamedTuple):
+  """What `gpu_gram` made of a decay a channel: scale e^G q, e^G k, e^(G_C - G) k, [B, T, HV, K], and e^(G_C),
+  [B, HV, N, K]."""
+
+  q_in: Array
+  k_in: Array
+  k_out: Array
+  keep: Array
+
+
 def reverse(
-  layout: Layout, operands: Tokens, gates: Gates, kept: Kept, do: Array, dlast: Array, *, tiles: int
+  layout: Layout,
+  operands: Tokens,
+  gates: Gates | Channels,
+  kept: Kept,
+  do: Array,
+  dlast: Array,
+  *,
+  tiles: int,
 ) -> Reversed:
   """Returns what one sweep from the last chunk to the first gives.
 
   Args:
     operands: as `gpu_sweep.sweep` takes them.
-    gates: of the operands.
+    gates: of the operands, by the kind of decay.
     kept: what the forward kernels kept.
     do: the cotangent of the output, [B, T, HV, V] in bfloat16.
     dlast: that of the final state, transposed, [B, HV, V, K] in float32.
     tiles: how many 64 columns of V one block takes.
   """
   B, N, HV, K, V = layout.B, layout.N, layout.HV, layout.K, layout.V
-  rise, fall, read = (gates.factors[..., row, :] for row in range(3))
   # Negated here: a fresh accumulator that is negated before it is multiplied came out as zeros on JAX 0.11.2.
-  rows = jnp.stack([fall, read, -rise * operands.beta.reshape(B, HV, N, CHUNK), rise], 3)
-  slots = min(_slots(K, tiles), N)
+  minus_beta = -operands.beta.reshape(B, HV, N, CHUNK)
+  if isinstance(gates, Channels):
+    given = Operands(
+      do, kept.read, minus_beta[..., None, :], gates.k_in, gates.k_out, kept.inverse, gates.q_in, gates.keep
+    )
+  else:
+    rise, fall, read = (gates.factors[..., row, :] for row in range(3))
+    rows = jnp.stack([minus_beta * rise, fall, read, rise], 3)
+    given = Operands(do, kept.read, rows, operands.k, None, kept.inverse, operands.q, None)
+  slots = min(_slots(given, tiles, K), N)
+  keys, square = matrix((slots, CHUNK, K)), matrix((slots, CHUNK, CHUNK))
+  here = Operands(
+    do=matrix((slots, tiles, CHUNK, TILE)),
+    read=square,
+    gates=plgpu.SMEM((slots, given.gates.shape[3], CHUNK), jnp.float32),
+    k=keys,
+    k_out=None if given.k_out is None else keys,
+    inverse=square,
+    q=keys,
+    keep=None if given.keep is None else plgpu.SMEM((slots, K), jnp.float32),
+  )
+  present = [x for x in given if x is not None]
 
-  def body(q, k, do, inverse, read, rows, dlast, after, dr, dstate, *scratch):
-    given = Operands(q, k, do, inverse, read, rows)
-    _block(layout, tiles, slots, given, dlast, after, dr, dstate, *scratch)
+  def body(*refs):
+    rest = iter(refs)
+    sources = Operands(*(None if x is None else next(rest) for x in given))
+    _block(layout, tiles, slots, sources, *rest)
 
   made = plgpu.kernel(
     body,
@@ -86,30 +130,24 @@ def reverse(
     num_threads=tiles + 1,
     thread_name='warpgroup',
     scratch_types=[
-      Operands(
-        matrix((slots, CHUNK, K)),
-        matrix((slots, CHUNK, K)),
-        matrix((slots, tiles, CHUNK, TILE)),
-        matrix((slots, CHUNK, CHUNK)),
-        matrix((slots, CHUNK, CHUNK)),
-        plgpu.SMEM((slots, 4, CHUNK), jnp.float32),
-      ),
+      here,
       matrix((tiles, TILE, K)),
       matrix((tiles, TILE, CHUNK)),
       Barriers(
-        plgpu.Barrier(num_arrivals=5 + tiles, num_barriers=slots),
+        plgpu.Barrier(num_arrivals=len(present) + tiles - 1, num_barriers=slots),
         plgpu.Barrier(num_arrivals=tiles, num_barriers=slots),
       ),
     ],
     compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=LANES, unsafe_no_auto_barriers=True),
     kernel_name='delta_rule_reverse',
-  )(operands.q, operands.k, do, kept.inverse, kept.read, rows, dlast)
+  )(*present, dlast)
   return Reversed(*made)
 
 
-def _slots(K: int, tiles: int) -> int:
+def _slots(given: Operands, tiles: int, K: int) -> int:
   """Returns how many chunks shared memory holds at once."""
-  slot = 2 * CHUNK * (2 * K + tiles * TILE + 2 * CHUNK) + 4 * 4 * CHUNK
+  keys = 2 if given.k_out is None else 3
+  slot = 2 * CHUNK * (keys * K + tiles * TILE + 2 * CHUNK) + 4 * 4 * CHUNK
   handed = 2 * tiles * TILE * (K + CHUNK)
   return min(4, (SHARED_BYTES - 2048 - handed) // slot)
 
@@ -119,23 +157,22 @@ def _block(
 ) -> None:
   b, h, c = (lax.axis_index(axis) for axis in ('row', 'head', 'columns'))
   group, N = lax.axis_index('warpgroup'), layout.N
-  key_head = layout.key_head(h)
 
   def fetch(turn, slot):
     n = N - 1 - turn
     tokens = pl.ds(n * CHUNK, CHUNK)
 
-    def copy(source, target):
-      plgpu.copy_gmem_to_smem(source, target, barriers.filled.at[slot])
-
-    for tile in range(tiles):
-      columns = pl.ds((c * tiles + tile) * TILE, TILE)
-      copy(given.do.at[b, tokens, h, columns], here.do.at[slot, tile])
-    copy(given.read.at[b, h, n], here.read.at[slot])
-    copy(given.gates.at[b, h, n], here.gates.at[slot])
-    copy(given.k.at[b, tokens, key_head], here.k.at[slot])
-    copy(given.inverse.at[b, h, n], here.inverse.at[slot])
-    copy(given.q.at[b, tokens, key_head], here.q.at[slot])
+    key_head = layout.key_head(h) if given.k_out is None else h
+    for name in Operands._fields:
+      source, target = getattr(given, name), getattr(here, name)
+      if name == 'do':
+        for tile in range(tiles):
+          columns = pl.ds((c * tiles + tile) * TILE, TILE)
+          part = source.at[b, tokens, h, columns]
+          plgpu.copy_gmem_to_smem(part, target.at[slot, tile], barriers.filled.at[slot])
+      elif source is not None:
+        part = source.at[b, tokens, key_head] if name in ('q', 'k', 'k_out') else source.at[b, h, n]
+        plgpu.copy_gmem_to_smem(part, target.at[slot], barriers.filled.at[slot])
 
   @pl.when(group < tiles)
   def _():
@@ -183,16 +220,22 @@ def _cotangents(
     def gate(row):
       return across(load(here.gates.at[slot, row], COLUMNS), shape)
 
-    keep = here.gates[slot, RISE, CHUNK - 1]
     do_VC = load_turned(here.do.at[slot, tile])
-    du_VC = product(narrow_VK, here.k.at[slot].transpose((1, 0))) * gate(FALL)
+    if here.k_out is None:
+      du_VC = product(narrow_VK, here.k.at[slot].transpose((1, 0))) * gate(FALL)
+    else:
+      du_VC = product(narrow_VK, here.k_out.at[slot].transpose((1, 0)))
     du_VC = added_product(du_VC, do_VC, here.read.at[slot])
     dr_VC = product(du_VC.astype(jnp.bfloat16), here.inverse.at[slot])
     dr_here[...] = dr_VC.astype(jnp.bfloat16)
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(dr_here, dr_out.at[n, columns])
-    read_VC = (do_VC.astype(jnp.float32) * gate(READ)).astype(jnp.bfloat16)
-    before_VK = added_product(after_VK * keep, read_VC, here.q.at[slot])
+    if here.keep is None:
+      kept_VK = after_VK * here.gates[slot, RISE, CHUNK - 1]
+      do_VC = (do_VC.astype(jnp.float32) * gate(READ)).astype(jnp.bfloat16)
+    else:
+      kept_VK = after_VK * across(load(here.keep.at[slot], COLUMNS), after_VK.shape)
+    before_VK = added_product(kept_VK, do_VC, here.q.at[slot])
     before_VK = added_product(before_VK, (dr_VC * gate(MINUS_WRITE)).astype(jnp.bfloat16), here.k.at[slot])
     plgpu.barrier_arrive(barriers.passed.at[slot])
     return before_VK

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from pallas_kernels import chunk_math, gpu_gradient, gpu_layout, specs, xla
+from pallas_kernels import chunk_math, gpu_channels, gpu_gradient, gpu_layout, specs, xla
 from pallas_kernels.gpu_layout import CHUNK, Layout, Operands
 from tests.pallas_kernels import draws
 
@@ -124,6 +124,71 @@ CASES = {
   'packed_scalar': specs.Spec(2, 192, 1, 2, 16, 16, 'scalar', boundary=0.05),
   'forgets_at_once': specs.Spec(1, 128, 2, 2, 16, 16, 'scalar', decay_rate=0.01),
 }
+
+
+CHANNELS = {
+  'channel': specs.Spec(1, 128, 2, 2, 8, 16, 'channel'),
+  'grouped': specs.Spec(1, 128, 1, 2, 8, 8, 'channel'),
+  'packed': specs.Spec(2, 128, 2, 2, 8, 8, 'channel', boundary=0.05),
+}
+
+
+def channel_gradients(layout, operands, do, dlast):
+  """Returns the gradients of a decay a channel, from sweeps written chunk after chunk."""
+  B, N, HV = layout.B, layout.N, layout.HV
+
+  def chunks(x):
+    return jnp.repeat(x, HV // x.shape[2], 2).reshape(B, N, CHUNK, HV, 1, -1).transpose(0, 3, 1, 4, 2, 5)
+
+  runs = (None, None)
+  if operands.run is not None:
+    run = operands.run.reshape(B, 1, N, 1, CHUNK)
+    runs = run, jnp.pad(run[:, :, :-1, :, -1:], [(0, 0), (0, 0), (1, 0), (0, 0), (0, 0)])
+  made = xla.factors_of(
+    xla.Plan(layout.scale, CHUNK), runs, *map(chunks, operands[:3]), operands.beta.reshape(B, HV, N, 1, CHUNK),
+    chunks(operands.log_decay),
+  )  # fmt: skip
+  made = jax.tree.map(lambda x: x[:, :, :, 0], made)
+  inverse = chunk_math.unit_lower_inverse(made.lower, 'highest')
+  state, states, updates, after, afters, drs = operands.state.mT, [], [], dlast.mT, [], []
+  for n in range(N):
+    states.append(state)
+    updates.append(inverse[:, :, n] @ (made.v_in[:, :, n] - made.k_in[:, :, n] @ state))
+    state = made.keep[:, :, n] * state + made.k_out[:, :, n].mT @ updates[-1]
+  for n in reversed(range(N)):
+    do_n = chunks(do)[:, :, n, 0]
+    afters.append(after)
+    drs.append(inverse[:, :, n].mT @ (made.read[:, :, n].mT @ do_n + made.k_out[:, :, n] @ after))
+    after = made.keep[:, :, n] * after + made.q_in[:, :, n].mT @ do_n - made.k_in[:, :, n].mT @ drs[-1]
+  states, updates, afters, drs = (jnp.stack(x, 2).mT for x in (states, updates, afters[::-1], drs[::-1]))
+  kept, back = gpu_gradient.Kept(inverse, states, made.read, updates), gpu_gradient.Reversed(afters, drs, after.mT)
+  return gpu_channels.gradients(layout, operands, kept, back, do)
+
+
+@pytest.mark.parametrize('name', [pytest.param(x, marks=[] if x == 'packed' else pytest.mark.sweep) for x in CHANNELS])
+def test_the_gradients_of_a_decay_a_channel_are_those_of_the_xla_form(name):
+  spec = CHANNELS[name]
+  drawn, ids = draws.operands(spec)
+  do, dlast = draws.seeds(spec)
+  with jax.enable_x64(True):
+    layout, operands = laid_out(spec, {**drawn, 'log_decay': np.swapaxes(drawn['log_decay'], 1, 2)}, ids)
+    operands = jax.tree.map(jnp.asarray, operands)
+
+    def outputs(q, k, v, beta, log_decay, state):
+      o, last = xla.delta_rule(
+        xla.Plan(layout.scale, CHUNK), q, k, v, beta.swapaxes(1, 2), log_decay, state.swapaxes(2, 3), operands.run
+      )
+      return o, last.swapaxes(2, 3)
+
+    def plain(operands, do, dlast):
+      return Operands(*jax.vjp(outputs, *operands[:-1])[1]((do, dlast)), None)
+
+    seeds = jnp.asarray(do), jnp.asarray(dlast).swapaxes(2, 3)
+    want = jax.jit(plain)(operands, *seeds)
+    got = jax.jit(lambda operands, do, dlast: channel_gradients(layout, operands, do, dlast))(operands, *seeds)
+  for found, wanted in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    assert found.shape == wanted.shape
+    assert draws.error(found, wanted) < 1e-10
 
 
 @pytest.mark.parametrize('name', CASES)
