@@ -47,7 +47,6 @@ def sweep(
   k: Array,
   v: Array,
   grams: Grams,
-  factors: Array,
   state: Array,
   *,
   tiles: int,
@@ -59,7 +58,6 @@ def sweep(
     q, k: [B, T, H, K] in bfloat16; with a decay a channel, those of `grams` are read instead.
     v: [B, T, HV, V] in bfloat16.
     grams: of `gpu_gram.gram`.
-    factors: of `gpu_layout.Gates`; with a decay a channel they are in the keys and queries of `grams`.
     state: S^T before the first token, [B, HV, V, K] in float32.
     tiles: how many 64 columns of V one block takes.
     residuals: also returns the states and updates that the backward pass needs.
@@ -72,7 +70,7 @@ def sweep(
   channels = layout.decay == 'channel'
   given = Operands(
     *((grams.q_in, grams.k_in, grams.k_out) if channels else (q, k, None)),
-    v, grams.written, grams.read, grams.keep if channels else factors,
+    v, grams.written, grams.read, grams.keep if channels else grams.factors,
   )  # fmt: skip
   slots = min(_slots(layout, tiles), N)
   keys = matrix((slots, CHUNK, K))

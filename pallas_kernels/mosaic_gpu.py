@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels import gpu_backward, gpu_gram, gpu_sweep, tiling, xla
-from pallas_kernels.gpu_layout import CHUNK, Layout, Operands, gates
+from pallas_kernels import gpu_backward, gpu_gram, gpu_reverse, gpu_sweep, tiling, xla
+from pallas_kernels.gpu_layout import CHUNK, Gates, Layout, Operands
 
 Array = jax.Array
-RESIDUALS = (*xla.RESIDUALS, 'delta_rule_reads', 'delta_rule_updates')
+RESIDUALS = (*xla.RESIDUALS, *(f'delta_rule_{name}' for name in ('reads', 'updates', 'totals', 'gates', 'keys', 'kept')))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,15 +119,18 @@ def laid_out(
 def _forward(plan: Plan, operands: Operands, *, residuals: bool):
   """Returns (o, S^T after the last token, what the backward pass needs if `residuals`)."""
   layout = plan.layout
-  made = gates(layout, operands.log_decay, operands.run)
   grams = gpu_gram.gram(
-    layout, operands.q, operands.k, operands.beta, made.total, operands.run, made.factors, residuals=residuals
+    layout, operands.q, operands.k, operands.beta, operands.log_decay, operands.run, residuals=residuals
   )
   swept = gpu_sweep.sweep(
-    layout, operands.q, operands.k, operands.v, grams, made.factors, operands.state,
-    tiles=plan.tiles, residuals=residuals,
-  )  # fmt: skip
-  return swept.o, swept.last, (grams.inverse, swept.states, grams.read, swept.update) if residuals else None
+    layout, operands.q, operands.k, operands.v, grams, operands.state, tiles=plan.tiles, residuals=residuals
+  )
+  if not residuals:
+    return swept.o, swept.last, None
+  kept = (grams.inverse, swept.states, grams.read, swept.update)
+  if layout.decay == 'channel':
+    return swept.o, swept.last, (*kept, grams.q_in, grams.k_in, grams.k_out, grams.keep)
+  return swept.o, swept.last, (*kept, grams.total, grams.factors)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -137,34 +140,19 @@ def _swept(plan: Plan, operands: Operands) -> tuple[Array, Array]:
 
 
 def _swept_forward(plan: Plan, operands: Operands):
-  if plan.recompute or plan.layout.decay == 'channel':
+  if plan.recompute:
     return _swept(plan, operands), (operands, None)
   o, last, kept = _forward(plan, operands, residuals=True)
-  return (o, last), (operands, tuple(map(checkpoint_name, kept, RESIDUALS)))
+  named = (None if x is None else checkpoint_name(x, name) for x, name in zip(kept, RESIDUALS, strict=False))
+  return (o, last), (operands, tuple(named))
 
 
 def _swept_backward(plan: Plan, residuals, cotangents) -> tuple[Operands]:
   operands, kept = residuals
-  if plan.layout.decay == 'channel':
-    return (_xla_gradients(plan, operands, *cotangents),)
   if kept is None:
     *_, kept = _forward(plan, operands, residuals=True)
-  made = gates(plan.layout, operands.log_decay, operands.run)
-  return (gpu_backward.backward(plan.layout, operands, made, kept, *cotangents),)
+  made = (gpu_reverse.Channels if plan.layout.decay == 'channel' else Gates)(*kept[4:])
+  return (gpu_backward.backward(plan.layout, operands, made, kept[:4], *cotangents),)
 
 
 _swept.defvjp(_swept_forward, _swept_backward)
-
-
-def _xla_gradients(plan: Plan, operands: Operands, do: Array, dlast: Array) -> Operands:
-  """Returns the cotangents of `operands` by the XLA form: no kernel has those of a decay a channel."""
-  layout = plan.layout
-
-  def outputs(q, k, v, beta, log_decay, state):
-    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-    form = xla.Plan(layout.scale, CHUNK, lax.Precision.DEFAULT, recompute=True)
-    o, last = xla.delta_rule(form, q, k, v, beta.swapaxes(1, 2), log_decay, state.swapaxes(2, 3), operands.run)
-    return o, last.swapaxes(2, 3)
-
-  _, pull = jax.vjp(outputs, *operands[:-1])
-  return Operands(*pull((do.astype(jnp.float32), dlast)), None)
