@@ -33,6 +33,7 @@ from pallas_kernels.gpu_math import (
   across,
   added_product,
   down,
+  kernel,
   load,
   load_turned,
   matrix,
@@ -102,11 +103,14 @@ def later_sums(layout: Layout, x_BHNC: Array, run_BT: Any) -> Array:
   """Returns for each token, [B, HV, T], the sum over itself and the later tokens of its chunk and run."""
   i, j = (lax.broadcasted_iota(jnp.int32, (CHUNK, CHUNK), axis) for axis in (0, 1))
   later = i <= j
-  if run_BT is not None:
+  if run_BT is None:
+    # In full precision: by default a matrix product of float32 is one of 10 bits here.
+    later_BHNC = jnp.einsum('bhnj,ij->bhni', x_BHNC, later.astype(x_BHNC.dtype), precision=lax.Precision.HIGHEST)
+  else:
     run = run_BT.reshape(layout.B, 1, layout.N, CHUNK)
     later = later & (run[..., :, None] == run[..., None, :])
-  # As products and sums of its own, in full precision: a matrix product of float32 would be one of 10 bits here.
-  return jnp.sum(jnp.where(later, x_BHNC[..., None, :], 0.0), -1).reshape(layout.B, layout.HV, layout.tokens)
+    later_BHNC = jnp.sum(jnp.where(later, x_BHNC[..., None, :], 0.0), -1)
+  return later_BHNC.reshape(layout.B, layout.HV, layout.tokens)
 
 
 class Blocks(NamedTuple):
@@ -159,7 +163,7 @@ def found(layout: Layout, operands: Operands, gates: Gates, kept: Kept, back: Re
 
   keys, values, square = (matrix((CHUNK, size)) for size in (K, V, CHUNK))
   shared_rows = plgpu.SMEM((6, CHUNK), jnp.float32)
-  made = plgpu.kernel(
+  made = kernel(
     body,
     out_type=[
       result((B, T, HV, K), jnp.bfloat16),
