@@ -1,13 +1,13 @@
-"""The first kernel of the delta rule for Hopper GPUs: what chunks of tokens say to each other, before any state is known.
+"""The first kernel of the delta rule for Hopper GPUs: what tokens of a chunk say to each other, whatever the state.
 
 Each block of the grid takes one chunk of one value head and writes, in the terms of `chunk_math`,
 
     W = (I + A)^-1 diag(beta)      P = scale <q_i, k_j e^(G_i - G_j)>, i >= j
 
-both C x C in bfloat16, for `gpu_sweep`. The inverse doubles its diagonal blocks as `chunk_math.unit_lower_inverse` does,
-X <- X - X L X between neighbouring blocks. L and X are rounded to float16 for the products: with keys of at most unit
-length no entry of either exceeds two, so its range is enough, and its three bits more than bfloat16 make a Newton step
-unnecessary. X itself stays in float32 registers, and is the first factor of its products from there.
+both C x C in bfloat16, for `gpu_sweep`. The inverse doubles its diagonal blocks as `chunk_math.unit_lower_inverse`
+does, X <- X - X L X between neighbouring blocks. L and X are rounded to float16 for the products: with keys of at most
+unit length no entry of either exceeds two, so its range is enough, and its three bits more than bfloat16 make a Newton
+step unnecessary. X itself stays in float32 registers, and is the first factor of its products from there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.gpu_layout import CHUNK, LOG2_E, NEVER, Layout
-from pallas_kernels.gpu_math import COLUMNS, LANES, ROWS, across, added_product, down, load, matrix, product
+from pallas_kernels.gpu_math import COLUMNS, LANES, ROWS, across, added_product, down, kernel, load, matrix, product
 
 Array = jax.Array
 SQUARE = (CHUNK, CHUNK)
@@ -90,7 +90,7 @@ def gram(
     ins = dict(zip(given, refs, strict=False))
     _chunk(layout, ins, dict(zip(outputs, refs[len(given) :], strict=True)), scratch)
 
-  made = plgpu.kernel(
+  made = kernel(
     body,
     out_type=list(outputs.values()),
     grid=(HV, N, B),
@@ -258,7 +258,7 @@ def _channel_grams(layout: Layout, ins: dict, outs: dict, here: dict, place: Pla
 def _running_sum(steps: Array, here: dict, place: Place) -> Array:
   """Returns the inclusive sums of [C, 32] over the tokens of a run, as products with ones of three parts of 8 bits."""
   counted = jnp.where(place.anew().seen(), 1.0, 0.0).astype(jnp.bfloat16)
-  total = None
+  total: Any = None
   for _ in range(3):
     narrow = steps.astype(jnp.bfloat16)
     here['part'][...] = narrow
@@ -300,7 +300,7 @@ def _far(kk: Array, qk: Array, k: Array, q: Array, total: Array, here: dict, pla
   def level(log_half, sums):
     kk, qk = sums
     half = jnp.left_shift(jnp.int32(1), log_half)
-    anchor = None
+    anchor: Any = None
     for first in range(CHUNK - 2 * BAND, -1, -2 * BAND):  # of rows that share an anchor at every level
       row = BAND + (jnp.int32(first) & -2 * half) + half - 1
       row = across(load(here['totals'].at[row, pl.ds(0, PART)], COLUMNS, optimized=False), total.shape)
@@ -331,9 +331,7 @@ def _operands(layout: Layout, outs, here, place: Place, columns, k: Array, q: Ar
   made = {
     'k_in': lambda: masked(_widened(k) * jnp.exp2(total), place.sees),
     'q_in': lambda: masked(_widened(q) * jnp.exp2(total) * layout.scale, place.sees),
-    'k_out': lambda: masked(
-      _widened(k) * jnp.exp2(jnp.minimum(across(last, total.shape) - total, 0.0)), place.counts
-    ),
+    'k_out': lambda: masked(_widened(k) * jnp.exp2(jnp.minimum(across(last, total.shape) - total, 0.0)), place.counts),
   }
   for name, make in made.items():
     here['part'][...] = make().astype(jnp.bfloat16)

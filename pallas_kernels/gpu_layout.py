@@ -67,9 +67,7 @@ def gates(layout: Layout, log_decay: Array | None, run_BT: Array | None) -> Gate
   if run_BT is not None:
     run_BNC = run_BT.reshape(B, 1, N, CHUNK)
     before_BN1 = jnp.pad(run_BNC[:, :, :-1, -1:], [(0, 0), (0, 0), (1, 0), (0, 0)])
-  if layout.decay == 'channel':
-    total = log_decay * LOG2_E
-  elif log_decay is not None:
+  if log_decay is not None and layout.decay == 'scalar':
     i, j = (lax.broadcasted_iota(jnp.int32, (CHUNK, CHUNK), axis) for axis in (0, 1))
     counted = i >= j
     if run_BNC is not None:
@@ -78,9 +76,8 @@ def gates(layout: Layout, log_decay: Array | None, run_BT: Array | None) -> Gate
     # As products and sums of its own, in full precision: a matrix product of float32 would be one of 10 bits here.
     total = jnp.sum(jnp.where(counted, steps[..., None, :], 0.0), -1)
     rise, fall = jnp.exp2(total), jnp.exp2(jnp.minimum(total[..., -1:] - total, 0.0))
+    total = total.reshape(B, HV, layout.tokens)
   if run_BNC is not None:
     rise = jnp.where(run_BNC == before_BN1, rise, 0.0)
     fall = jnp.where(run_BNC == run_BNC[..., -1:], fall, 0.0)
-  if layout.decay == 'scalar':
-    total = total.reshape(B, HV, layout.tokens)
   return Gates(total, jnp.stack([rise, fall, rise * layout.scale], 3))

@@ -1,4 +1,4 @@
-"""Idioms of the kernels for Hopper GPUs: operands in shared memory, products of a warpgroup, gates spread over matrices."""
+"""Idioms of the kernels for Hopper GPUs: operands in shared memory, products of a warpgroup, gates over matrices."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import variance
+
 Array = jax.Array
 ROWS, COLUMNS = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
 # Layouts are chosen here, not inferred: the same in every JAX.
@@ -18,6 +20,12 @@ LANES = plgpu.LoweringSemantics.Lane
 # Up to 0.10 the index was a parameter of its own.
 _INDEX = inspect.signature(plgpu.load).parameters.get('idx')
 _WHOLE = () if _INDEX is None or _INDEX.default is not inspect.Parameter.empty else ((),)
+
+
+def kernel(body: Any, **options: Any) -> Any:
+  """Returns `plgpu.kernel(body, **options)`, whose results vary over the mesh axes that its first operand does."""
+  run = plgpu.kernel(body, **options)
+  return lambda *operands: [variance.varied(x, operands[0]) for x in run(*operands)]
 
 
 def load(ref: Any, layout: Any, *, optimized: bool = True) -> Array:
@@ -67,11 +75,11 @@ def _finished(acc: Any, meanwhile: Any) -> Any:
   return acc[...], beside
 
 
-def down(x_M: Array, shape: tuple[int, int]) -> Array:
+def down(x_M: Array, shape: tuple[int, ...]) -> Array:
   """Returns an entry a row as a matrix."""
   return lax.broadcast_in_dim(x_M, shape, (0,))
 
 
-def across(x_N: Array, shape: tuple[int, int]) -> Array:
+def across(x_N: Array, shape: tuple[int, ...]) -> Array:
   """Returns an entry a column as a matrix."""
   return lax.broadcast_in_dim(x_N, shape, (1,))

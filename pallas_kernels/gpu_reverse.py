@@ -25,7 +25,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.gpu_gradient import Kept, Reversed
 from pallas_kernels.gpu_layout import CHUNK, Gates, Layout
 from pallas_kernels.gpu_layout import Operands as Tokens
-from pallas_kernels.gpu_math import COLUMNS, LANES, across, added_product, load, load_turned, matrix, product
+from pallas_kernels.gpu_math import COLUMNS, LANES, across, added_product, kernel, load, load_turned, matrix, product
 
 Array = jax.Array
 TILE = 64  # columns of V of a warpgroup
@@ -118,12 +118,13 @@ def reverse(
     sources = Operands(*(None if x is None else next(rest) for x in given))
     _block(layout, tiles, slots, sources, *rest)
 
-  made = plgpu.kernel(
+  result = jax.ShapeDtypeStruct
+  made = kernel(
     body,
     out_type=[
-      jax.ShapeDtypeStruct((B, HV, N, V, K), jnp.bfloat16),
-      jax.ShapeDtypeStruct((B, HV, N, V, CHUNK), jnp.bfloat16),
-      jax.ShapeDtypeStruct((B, HV, V, K), jnp.float32),
+      result((B, HV, N, V, K), jnp.bfloat16),
+      result((B, HV, N, V, CHUNK), jnp.bfloat16),
+      result((B, HV, V, K), jnp.float32),
     ],
     grid=(V // (TILE * tiles), HV, B),
     grid_names=('columns', 'head', 'row'),
@@ -240,6 +241,6 @@ def _cotangents(
     plgpu.barrier_arrive(barriers.passed.at[slot])
     return before_VK
 
-  after_VK = load(first, plgpu.Layout.WGMMA, optimized=False)
+  after_VK = load(first, plgpu.Layout.WGMMA, optimized=False) + 0.0  # as in the sweep forward
   last[...] = lax.fori_loop(0, layout.N, step, after_VK)
   plgpu.wait_smem_to_gmem(0)

@@ -4,10 +4,10 @@ With W and P of `gpu_gram`, and the state S that a chunk receives,
 
     u = W (v - e^G k S)      o = scale e^G q S + P u      S' = e^(G_C) S + k^T (e^(G_C - G) u)
 
-A block of the grid keeps `tiles` times 64 columns of V of one head for all chunks. Each of its first warpgroups holds 64
-of them, transposed, in float32 registers: S^T [64, K] and what follows from it, r^T and u^T, are first factors of the
-products they enter, which a warpgroup takes from registers, so that nothing on the way from S to S' waits for shared
-memory. The last warpgroup reads S^T and u^T from there, makes o, and fetches the operands of chunks to come.
+A block of the grid keeps `tiles` times 64 columns of V of one head for all chunks. Each of its first warpgroups holds
+64 of them, transposed, in float32 registers: S^T [64, K] and what follows from it, r^T and u^T, are first factors of
+the products they enter, which a warpgroup takes from registers, so that nothing on the way from S to S' waits for
+shared memory. The last warpgroup reads S^T and u^T from there, makes o, and fetches the operands of chunks to come.
 """
 
 from __future__ import annotations
@@ -22,7 +22,19 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.gpu_gram import Grams
 from pallas_kernels.gpu_layout import CHUNK, Layout
-from pallas_kernels.gpu_math import COLUMNS, LANES, ROWS, across, added_product, down, load, load_turned, matrix, product
+from pallas_kernels.gpu_math import (
+  COLUMNS,
+  LANES,
+  ROWS,
+  across,
+  added_product,
+  down,
+  kernel,
+  load,
+  load_turned,
+  matrix,
+  product,
+)
 
 Array = jax.Array
 TILE = 64  # columns of V of a warpgroup
@@ -87,7 +99,7 @@ def sweep(
     state, o, last, *kept = (next(rest) for _ in range(1 + len(outputs)))
     _block(layout, tiles, slots, sources, state, o, last, kept, *rest)
 
-  made = plgpu.kernel(
+  made = kernel(
     body,
     out_type=outputs,
     grid=(V // (TILE * tiles), HV, B),
@@ -113,8 +125,8 @@ def sweep(
 class Operands(NamedTuple):
   """What the sweep reads chunk by chunk, in the memory of the device, and the slots of it in shared memory.
 
-  `k_out` only with a decay a channel: then what u is written with differs from what is recalled with, `gates` is what is
-  kept of each channel, [K], and other decay is in the operands. Else `gates` is [3, C].
+  `k_out` only with a decay a channel: then what u is written with differs from what is recalled with, `gates` is what
+  is kept of each channel, [K], and other decay is in the operands. Else `gates` is [3, C].
   """
 
   q: Any
@@ -155,7 +167,7 @@ def _slots(layout: Layout, tiles: int) -> int:
 
 def _block(layout: Layout, tiles: int, slots: int, given, state, o, last, kept, here, handed, barriers) -> None:
   b, h, c = (lax.axis_index(axis) for axis in ('row', 'head', 'columns'))
-  group, N = lax.axis_index('warpgroup'), layout.N
+  group = lax.axis_index('warpgroup')
   key_head = layout.key_head(h)
 
   def fetch(n, slot):
@@ -239,7 +251,8 @@ def _states(layout: Layout, slots: int, tile, here: Operands, handed: Handed, ba
     plgpu.barrier_arrive(barriers.passed.at[slot])
     return state_VK
 
-  state_VK = load(first, plgpu.Layout.WGMMA, optimized=False)
+  # Added zero, so that it loses the mesh axes it varies over inside `shard_map`: in a kernel nothing else has them.
+  state_VK = load(first, plgpu.Layout.WGMMA, optimized=False) + 0.0
   last[...] = lax.fori_loop(0, layout.N, step, state_VK)
 
 

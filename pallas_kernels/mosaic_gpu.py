@@ -20,7 +20,8 @@ from pallas_kernels import gpu_backward, gpu_gram, gpu_reverse, gpu_sweep, tilin
 from pallas_kernels.gpu_layout import CHUNK, Gates, Layout, Operands
 
 Array = jax.Array
-RESIDUALS = (*xla.RESIDUALS, *(f'delta_rule_{name}' for name in ('reads', 'updates', 'totals', 'gates', 'keys', 'kept')))
+_KEPT = ('reads', 'updates', 'totals', 'gates', 'keys', 'kept')
+RESIDUALS = (*xla.RESIDUALS, *(f'delta_rule_{name}' for name in _KEPT))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Plan:
 
 def on_hopper() -> bool:
   """Returns whether what is being traced is for a Hopper GPU: the devices of the surrounding mesh, else the default."""
-  device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
+  device: Any = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
   if getattr(device, 'platform', None) is not None:
     kind = device.device_kind
   elif jax.default_backend() == 'gpu':
@@ -55,7 +56,8 @@ def refuses(call: Any) -> str | None:
   if lax.Precision(call.precision) != lax.Precision.DEFAULT:
     return f'its products are of 16 bits: precision {call.precision} is not to be had'
   if max(call.K, call.V) > tiling.GPU_CHANNELS[-1]:
-    return f'K = {call.K} and V = {call.V} must not exceed {tiling.GPU_CHANNELS[-1]}: a larger state does not fit registers'
+    most = tiling.GPU_CHANNELS[-1]
+    return f'K = {call.K} and V = {call.V} must not exceed {most}: a larger state does not fit registers'
   if call.chunk_size not in (None, CHUNK):
     return f'its chunks have {CHUNK} tokens, not {call.chunk_size}'
   return None

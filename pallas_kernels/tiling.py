@@ -27,6 +27,14 @@ def chunk_size(T: int, K: int, V: int) -> int:
   return chunk
 
 
+def block_entries(platform: str) -> int:
+  """Returns how many of B x HV x tokens x max(K, V) a block of the XLA form holds, or one chunk where that holds more.
+
+  What a processor's cache likes; a GPU likes large products and few of them, so there only memory sets a bound.
+  """
+  return 2**26 if platform == 'gpu' else 2**14
+
+
 @dataclasses.dataclass(frozen=True)
 class TpuTiles:
   """What one grid step of a TPU kernel does: `heads` value heads by `chunk` tokens, of heads padded to K and V."""

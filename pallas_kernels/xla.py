@@ -18,12 +18,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels import chunk_math
+from pallas_kernels import chunk_math, tiling
 from pallas_kernels.chunk_math import dot
 
 Array = jax.Array
 RESIDUALS = ('delta_rule_inverse', 'delta_rule_states')
-BLOCK_ENTRIES = 2**14  # of B x HV x tokens x max(K, V) in a block, or one chunk where that holds more
 BLOCK_CHUNKS = 8  # at most: they are written out one by one
 
 
@@ -56,7 +55,8 @@ class Factors(NamedTuple):
 def _blocks(B: int, T: int, HV: int, size: int, chunk: int) -> tuple[int, int]:
   """Returns (M blocks, N chunks in each) for T tokens: M N chunks hold them, with fewer than M chunks to spare."""
   chunks = -(-T // chunk)
-  most = max(1, min(BLOCK_CHUNKS, BLOCK_ENTRIES // (B * HV * chunk * size)))
+  entries = tiling.block_entries(jax.default_backend())
+  most = max(1, min(BLOCK_CHUNKS, entries // (B * HV * chunk * size)))
   M = -(-chunks // most)
   return M, -(-chunks // M)
 
