@@ -44,7 +44,7 @@ Array = jax.Array
 RISE, FALL, READ, BETA, TOTAL, RUN = range(6)  # rows of the gates here
 Q_Y, BETA_K_X, K_Z, K_Z_OUT, STATES, DBETA = range(6)  # rows of inner products
 # Of 504 a lane; what makes F and y holds least.
-QUERY_REGISTERS, WRITE_REGISTERS, KEY_REGISTERS = 152, 176, 176
+QUERY_REGISTERS, WRITE_REGISTERS, KEY_REGISTERS = 144, 184, 176
 
 
 class Kept(NamedTuple):
