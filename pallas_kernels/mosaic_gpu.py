@@ -69,7 +69,9 @@ def plan(call: Any) -> Plan:
   layout = Layout(
     call.B, -(-call.T // CHUNK), call.H, call.HV, K, V, call.decay, call.segments, call.scale
   )  # fmt: skip
-  return Plan(layout, tiling.gpu_tiles(call.B * call.HV, V), call.recompute)
+  # With a decay a channel two tiles would not fit the registers that three warpgroups share.
+  tiles = 1 if call.decay == 'channel' else tiling.gpu_tiles(call.B * call.HV, V)
+  return Plan(layout, tiles, call.recompute)
 
 
 def delta_rule(
