@@ -43,8 +43,8 @@ from pallas_kernels.gpu_math import (
 Array = jax.Array
 RISE, FALL, READ, BETA, TOTAL, RUN = range(6)  # rows of the gates here
 Q_Y, BETA_K_X, K_Z, K_Z_OUT, STATES, DBETA = range(6)  # rows of inner products
-# Of 504 a lane; what makes F and y holds least.
-QUERY_REGISTERS, WRITE_REGISTERS, KEY_REGISTERS = 144, 184, 176
+# Of 504 a lane, which three warpgroups begin with: more together and they wait for each other for ever.
+QUERY_REGISTERS, WRITE_REGISTERS, KEY_REGISTERS = 128, 192, 184
 
 
 class Kept(NamedTuple):
