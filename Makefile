@@ -1,6 +1,7 @@
 # make search   sets up and runs the offline search        make test    sets up and runs the tests
 # make sweep    the long tests                             make check   formatter, linter, types
 # make versions the kernels under other JAX versions     make peers   cross-checks with other people's packages
+# make gpu-compile  the GPU kernels under three JAX versions, compiled for an H100; needs no GPU
 # make harness  zero-shot tasks through EleutherAI's harness (extra [eval])
 # make cluster  jobs on a Ray cluster of several nodes on this machine (extra [cluster])
 # make small-model  searches with a small language model on this machine (builds llama.cpp)
@@ -13,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 WORKERS ?= auto
 
-.PHONY: setup setup-test search test sweep versions peers harness cluster small-model check format clean
+.PHONY: setup setup-test search test sweep versions peers gpu-compile harness cluster small-model check format clean
 
 setup: $(VENV)/.ready
 setup-test: $(VENV)/.ready-test
@@ -52,6 +53,9 @@ versions:
 
 peers:
 	$(PYTHON) tests/versions.py peers-torch peers-jax $(ARGS)
+
+gpu-compile:
+	$(PYTHON) tests/versions.py gpu-0.10 gpu-0.11 gpu-0.12 $(ARGS)
 
 harness:
 	$(PYTHON) tests/versions.py harness $(ARGS)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels import reference, sequence, stepping
+from pallas_kernels import reference, sequence, stepping, variance
 from pallas_kernels.implementations import IMPLEMENTATIONS
 from pallas_kernels.rows import CONVOLUTIONS, Call, ConvolutionCall, Implementation, wide
 
@@ -257,18 +257,9 @@ def _runs(segment_ids: Array, shape: tuple[int, int], axis_name: Any = None) -> 
   return jnp.pad(jnp.cumsum(changes, 1, dtype=jnp.int32), [(0, 0), (1, 0)])
 
 
-def _varying_axes(x: Array | None) -> frozenset:
-  """Returns the mesh axes that `x` varies over inside `shard_map`, whichever way this JAX spells them."""
-  if x is None:
-    return frozenset()
-  kind = jax.typeof(x)
-  manual = getattr(kind, 'manual_axis_type', None)
-  return frozenset(getattr(kind, 'vma', ()) if manual is None else manual.varying)
-
-
 def _same_variance(*arrays: Any) -> list[Any]:
   """Returns the arrays, each made to vary over every mesh axis that one of them varies over inside `shard_map`."""
-  axes = [_varying_axes(x) for x in arrays]
+  axes = [variance.axes(x) for x in arrays]
   every = frozenset().union(*axes)
   return [
     x if x is None or not every - mine else lax.pcast(x, tuple(sorted(every - mine)), to='varying')

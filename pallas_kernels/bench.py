@@ -7,6 +7,9 @@ cycle estimates; slots that are used; spills; bytes of HBM that the kernels, and
 write; the larger of compute and memory time. All of it is a static estimate: nothing was run. Waiting for memory,
 hazards of the matrix unit and the cost of a grid step are not in it; against published timings of another package it
 was 2 % to 19 % below.
+
+GPUs have two of their own: `--gpu` times the kernels on one (`gpu_bench`), `--gpu-static` compiles them without one and
+reads registers and spills (`gpu_static`); `--help` behind either lists its options.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import tempfile
 import unittest.mock
 from typing import Any
 
-from pallas_kernels import schedules
+from pallas_kernels import gpu_bench, gpu_static, schedules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +260,15 @@ def cases(decays: list[str], forms: list[str], backward: bool, deltanet: bool) -
 
 
 def main(arguments: list[str] | None = None) -> int:
-  parser = argparse.ArgumentParser(prog='python -m pallas_kernels.bench', description=__doc__.split('\n')[0])
+  arguments = sys.argv[1:] if arguments is None else arguments
+  for flag, other in (('--gpu', gpu_bench.main), ('--gpu-static', gpu_static.main)):
+    if flag in arguments:
+      return other([argument for argument in arguments if argument != flag])
+  parser = argparse.ArgumentParser(
+    prog='python -m pallas_kernels.bench',
+    description=__doc__.split('\n')[0],
+    epilog='--gpu and --gpu-static are benches of their own: put --help behind them',
+  )
   parser.add_argument('--static', action='store_true', help='read schedules of an ahead-of-time compilation')
   parser.add_argument('--chip', choices=CHIPS, default='v6e')
   parser.add_argument(
@@ -281,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
     pathlib.Path(wanted['hlo']).write_text(executable.as_text())
     return 0
   if not options.static:
-    parser.error('only --static is there: timings on a device are not written yet')
+    parser.error('say which: --static for TPUs, --gpu-static for GPUs, both without a device; --gpu on a GPU')
   if missing := missing_compiler():
     print(missing, file=sys.stderr)
     return 2

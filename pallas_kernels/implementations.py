@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pallas_kernels import pallas_tpu
+from pallas_kernels import mosaic_gpu, pallas_tpu
 from pallas_kernels.rows import PORTABLE, Call, Implementation
 
 
@@ -11,4 +11,12 @@ def _run_tpu(call: Call, q, k, v, beta, log_decay, state, run_BT):
   return pallas_tpu.delta_rule(pallas_tpu.plan(call), q, k, v, beta, log_decay, state, run_BT)
 
 
-IMPLEMENTATIONS = {'pallas_tpu': Implementation(pallas_tpu.refuses, _run_tpu), **PORTABLE}
+def _run_gpu(call: Call, q, k, v, beta, log_decay, state, run_BT):
+  return mosaic_gpu.delta_rule(mosaic_gpu.plan(call), q, k, v, beta, log_decay, state, run_BT)
+
+
+IMPLEMENTATIONS = {
+  'pallas_tpu': Implementation(pallas_tpu.refuses, _run_tpu),
+  'mosaic_gpu': Implementation(mosaic_gpu.refuses, _run_gpu),
+  **PORTABLE,
+}

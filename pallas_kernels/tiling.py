@@ -10,6 +10,9 @@ TPU_CHANNELS = (32, 64, 128, 256)  # sizes of a head that the TPU kernels know; 
 TPU_CHUNKS = (64, 128)
 TPU_SMALL_VMEM = 16 * 2**20  # bytes, of v4: the gradients of a decay per channel fit it in chunks of 64 only
 
+GPU_CHANNELS = (64, 128)  # sizes of a head that the kernels for Hopper know
+GPU_CORES = 132  # of an H100 or H200 as servers have them
+
 
 def chunk_size(T: int, K: int, V: int) -> int:
   """Returns the chunk of the XLA form for T tokens with K x V states: a power of two, never twice T or more.
@@ -22,6 +25,14 @@ def chunk_size(T: int, K: int, V: int) -> int:
   while chunk >= 2 * T and chunk > 1:
     chunk //= 2
   return chunk
+
+
+def block_entries(platform: str) -> int:
+  """Returns how many of B x HV x tokens x max(K, V) a block of the XLA form holds, or one chunk where that holds more.
+
+  What a processor's cache likes; a GPU likes large products and few of them, so there only memory sets a bound.
+  """
+  return 2**26 if platform == 'gpu' else 2**14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,3 +87,18 @@ def _heads(H: int, HV: int, K: int, V: int, most: int) -> list[int]:
     )
 
   return [heads for heads in range(1, most + 1) if fits(heads)]
+
+
+def gpu_channels(size: int) -> int:
+  """Returns the size that a head of `size` channels is padded to for Hopper."""
+  return next(known for known in GPU_CHANNELS if known >= size)
+
+
+def gpu_tiles(heads: int, V: int) -> int:
+  """Returns how many tiles of 64 columns of V one block of the sweep takes, for `heads` heads of all rows together.
+
+  One, where that leaves no block waiting for a core; else as many as there are, which share the operands they read.
+  Measured on an H200 with 64 heads of 128, forward: 61 us with one, 86 us with two.
+  """
+  tiles = V // 64
+  return 1 if heads * tiles <= GPU_CORES else tiles

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import tiling, tpu_adjoints, tpu_forward, tpu_math
+from pallas_kernels import tiling, tpu_adjoints, tpu_forward, tpu_math, variance
 from pallas_kernels.tpu_forward import Layout, Operands
 
 Array = jax.Array
@@ -65,7 +65,7 @@ def backward(
   }
   inputs = {name: pair for name, pair in inputs.items() if pair[0] is not None}
 
-  result = functools.partial(tpu_forward.varying_like, operands.v)
+  result = functools.partial(variance.varying_like, operands.v)
   # Where a group of value heads takes several steps, each step writes its own share of dq and dk.
   shares = HV // layout.heads * layout.key_heads // layout.H
   keys = result((B, shares, N * C, layout.H * K), operands.q.dtype if shares == 1 else jnp.float32)

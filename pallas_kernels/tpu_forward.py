@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import tpu_math
+from pallas_kernels.variance import varying_like
 
 Array = jax.Array
 
@@ -208,13 +209,6 @@ def _kernel(layout: Layout, ins: Operands, outs: Outputs, state, scratch) -> Non
   @pl.when(n == layout.N - 1)
   def _():
     outs.last[0] = state[...]
-
-
-def varying_like(x: Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-  """Returns the type of a result that varies over the mesh axes that `x` does, whichever way this JAX spells them."""
-  kind = jax.typeof(x)
-  spelt = 'manual_axis_type' if hasattr(kind, 'manual_axis_type') else 'vma'
-  return jax.ShapeDtypeStruct(shape, dtype, **{spelt: getattr(kind, spelt)})
 
 
 def forward(

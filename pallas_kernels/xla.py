@@ -18,12 +18,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels import chunk_math
+from pallas_kernels import chunk_math, tiling
 from pallas_kernels.chunk_math import dot
 
 Array = jax.Array
 RESIDUALS = ('delta_rule_inverse', 'delta_rule_states')
-BLOCK_ENTRIES = 2**14  # of B x HV x tokens x max(K, V) in a block, or one chunk where that holds more
 BLOCK_CHUNKS = 8  # at most: they are written out one by one
 
 
@@ -56,7 +55,8 @@ class Factors(NamedTuple):
 def _blocks(B: int, T: int, HV: int, size: int, chunk: int) -> tuple[int, int]:
   """Returns (M blocks, N chunks in each) for T tokens: M N chunks hold them, with fewer than M chunks to spare."""
   chunks = -(-T // chunk)
-  most = max(1, min(BLOCK_CHUNKS, BLOCK_ENTRIES // (B * HV * chunk * size)))
+  entries = tiling.block_entries(jax.default_backend())
+  most = max(1, min(BLOCK_CHUNKS, entries // (B * HV * chunk * size)))
   M = -(-chunks // most)
   return M, -(-chunks // M)
 
@@ -99,7 +99,7 @@ def delta_rule(
   return o_BTHV[:, :T], state_BHGKV.reshape(B, HV, K, V)
 
 
-def _factors(plan: Plan, runs, q_CK, k_CK, v_CV, beta_C, log_decay) -> Factors:
+def factors_of(plan: Plan, runs, q_CK, k_CK, v_CV, beta_C, log_decay) -> Factors:
   """Returns the factors of all chunks; its derivative is left to JAX (elementwise work and two Gram products)."""
   run_C, before = runs
   q_CK = q_CK * plan.scale
@@ -164,7 +164,7 @@ def _tokens(x_BHNGC: Array) -> Array:
 
 
 def _operands(plan: Plan, tokens, runs):
-  """Returns (the operands of `_factors` as chunks, and their runs) from the tokens of one block."""
+  """Returns (the operands of `factors_of` as chunks, and their runs) from the tokens of one block."""
   H = tokens[0].shape[2]
   chunked = tuple(None if x is None else _chunks(plan, x, H) for x in tokens)
   if runs is None:
@@ -187,7 +187,7 @@ def _sweep(plan: Plan, tokens, state_KV, runs):
 
   def step(state_KV, item):
     operands, run = _operands(plan, *item)
-    factors = _factors(plan, run, *operands)
+    factors = factors_of(plan, run, *operands)
     inverse_CC = chunk_math.unit_lower_inverse(factors.lower, plan.precision)
     states, writes = [], []
     for n in range(inverse_CC.shape[2]):
@@ -219,7 +219,7 @@ def _blockwise_forward(plan, q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay, state_
 
 
 def _blockwise_backward(plan, residuals, cotangents):
-  """The adjoints of the triangular solve and of the state; those of the factors by `jax.vjp` of `_factors`."""
+  """The adjoints of the triangular solve and of the state; those of the factors by `jax.vjp` of `factors_of`."""
   tokens, state_KV, runs, kept = residuals
   do_BTHV, dlast_KV = cotangents
   product = functools.partial(dot, precision=plan.precision)
@@ -230,7 +230,7 @@ def _blockwise_backward(plan, residuals, cotangents):
     (tokens, runs, do_BTHV), (inverse_CC, states_KV) = item
     operands, run = _operands(plan, tokens, runs)
     do_CV = _chunks(plan, do_BTHV, tokens[0].shape[2])
-    factors, pull = jax.vjp(functools.partial(_factors, plan, run), *operands)
+    factors, pull = jax.vjp(functools.partial(factors_of, plan, run), *operands)
     u_CV = product(inverse_CC, factors.v_in - product(factors.k_in, states_KV))
     read_do_CV, q_do_KV = product(factors.read, do_CV, 'tn'), product(factors.q_in, do_CV, 'tn')
     afters, solved = [], []

@@ -81,6 +81,7 @@ EFFECTFUL = {
   'asiarch_jax.commands',
   'asiarch_jax.main',
 }
+BENCHES = {'pallas_kernels.bench', 'pallas_kernels.gpu_bench', 'pallas_kernels.gpu_static'}
 WITHOUT_JAX = {
   'asiarch_jax.records',
   'asiarch_jax.config',
@@ -130,7 +131,7 @@ def test_source_is_parsed_at_one_place(name, path):
 @pytest.mark.parametrize('name, path', MODULES)
 def test_effects_stand_in_the_shell(name, path):
   roots = {target.partition('.')[0] for target in imports_of(path)}
-  if layer_of(name) not in EFFECTFUL and name != 'pallas_kernels.bench':
+  if layer_of(name) not in EFFECTFUL and name not in BENCHES:
     assert not roots & EFFECTS, f'{name} is core, yet imports {sorted(roots & EFFECTS)}'
   if layer_of(name) in WITHOUT_JAX:
     assert not roots & {'jax', 'flax', 'optax'}, f'{name} runs in the controller'

@@ -94,7 +94,12 @@ def test_a_convolution_over_eight_shards_is_one_convolution_and_fetches_its_halo
 @pytest.mark.parametrize(
   'implementation, shards',
   [('reference', 3)]
-  + [pytest.param(name, n, marks=pytest.mark.sweep) for name in IMPLEMENTATIONS for n in (1, 2, 3, 4)],
+  + [
+    pytest.param(name, n, marks=pytest.mark.sweep)
+    for name in IMPLEMENTATIONS
+    for n in (1, 2, 3, 4)
+    if name != 'mosaic_gpu'  # of bfloat16 alone
+  ],
 )
 def test_shards_of_any_number_rest_on_any_implementation(implementation, shards):
   spec = specs.Spec(1, 3 * 8, 1, 2, 8, 12, 'scalar', decay_rate=10.0)

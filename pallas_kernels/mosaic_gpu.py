@@ -1,0 +1,164 @@
+"""The delta rule by kernels for Hopper GPUs: their door. What they take, the layout they want, and the derivative.
+
+Operands are padded to whole chunks by tokens that change nothing (k = 0, beta = 0, log decay = 0) and to channel sizes
+the kernels know by zeros. Gates become rows, [B, HV, T]; what the kernels multiply by is made of them here, since a few
+numbers a token cost XLA nothing. States are transposed, [B, HV, V, K].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from pallas_kernels import gpu_backward, gpu_gram, gpu_reverse, gpu_sweep, tiling, xla
+from pallas_kernels.gpu_layout import CHUNK, Gates, Layout, Operands
+
+Array = jax.Array
+_KEPT = ('reads', 'updates', 'totals', 'gates', 'keys', 'kept')
+RESIDUALS = (*xla.RESIDUALS, *(f'delta_rule_{name}' for name in _KEPT))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What is static about a call: sizes, columns of V a block in units of 64, and whether residuals are made again."""
+
+  layout: Layout
+  tiles: int
+  recompute: bool = False
+
+
+def on_hopper() -> bool:
+  """Returns whether what is being traced is for a Hopper GPU: the devices of the surrounding mesh, else the default."""
+  device: Any = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
+  if getattr(device, 'platform', None) is not None:
+    kind = device.device_kind
+  elif jax.default_backend() == 'gpu':
+    kind = jax.devices()[0].device_kind
+  else:
+    return False
+  return any(name in kind for name in ('H100', 'H200', 'H800', 'H20', 'GH200'))
+
+
+def refuses(call: Any) -> str | None:
+  """Returns why the kernels do not take a call (`rows.Call`), or None where they do."""
+  if not on_hopper():
+    return 'there is no Hopper GPU, and its kernels cannot be interpreted elsewhere'
+  if call.dtype != jnp.bfloat16:
+    return f'it takes q, k and v in bfloat16, not {call.dtype}'
+  if call.compute_dtype != jnp.float32:
+    return f'its sums are float32, not {call.compute_dtype}'
+  if lax.Precision(call.precision) != lax.Precision.DEFAULT:
+    return f'its products are of 16 bits: precision {call.precision} is not to be had'
+  if max(call.K, call.V) > tiling.GPU_CHANNELS[-1]:
+    most = tiling.GPU_CHANNELS[-1]
+    return f'K = {call.K} and V = {call.V} must not exceed {most}: a larger state does not fit registers'
+  if call.chunk_size not in (None, CHUNK):
+    return f'its chunks have {CHUNK} tokens, not {call.chunk_size}'
+  if call.decay == 'channel' and not call.requested:
+    return 'with a decay per channel it has not passed its whole suite on a device yet; it runs where asked for by name'
+  return None
+
+
+def plan(call: Any) -> Plan:
+  """Returns the plan of a call that `refuses` does not refuse."""
+  K, V = (tiling.gpu_channels(size) for size in (call.K, call.V))
+  layout = Layout(
+    call.B, -(-call.T // CHUNK), call.H, call.HV, K, V, call.decay, call.segments, call.scale
+  )  # fmt: skip
+  # With a decay a channel two tiles would not fit the registers that three warpgroups share.
+  tiles = 1 if call.decay == 'channel' else tiling.gpu_tiles(call.B * call.HV, V)
+  return Plan(layout, tiles, call.recompute)
+
+
+def delta_rule(
+  plan: Plan,
+  q_BTHK: Array,
+  k_BTHK: Array,
+  v_BTHV: Array,
+  beta_BTH: Array,
+  log_decay: Any,
+  state_BHKV: Array,
+  run_BT: Array | None,
+) -> tuple[Array, Array]:
+  """Returns (o_BTHV in bfloat16, final state_BHKV in float32), as `xla.delta_rule` does."""
+  T, K, V = v_BTHV.shape[1], k_BTHK.shape[3], v_BTHV.shape[3]
+  operands = laid_out(plan.layout, q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay, state_BHKV, run_BT)
+  o_BTHV, last_BHVK = _swept(plan, operands)
+  return o_BTHV[:, :T, :, :V], last_BHVK[:, :, :V, :K].swapaxes(2, 3)
+
+
+def laid_out(
+  layout: Layout, q_BTHK: Array, k_BTHK: Array, v_BTHV: Array, beta_BTH: Array, log_decay: Any, state_BHKV, run_BT
+) -> Operands:
+  """Returns the operands as the kernels take them."""
+  spare = layout.tokens - v_BTHV.shape[1]
+
+  def padded(x_BTHD, D):
+    return jnp.pad(x_BTHD, [(0, 0), (0, spare), (0, 0), (0, D - x_BTHD.shape[3])])
+
+  def rows(x_BTH):
+    return jnp.pad(x_BTH, [(0, 0), (0, spare), (0, 0)]).astype(jnp.float32).swapaxes(1, 2)
+
+  state_BHVK = state_BHKV.astype(jnp.float32).swapaxes(2, 3)
+  wanted = [layout.V - state_BHVK.shape[2], layout.K - state_BHVK.shape[3]]
+  if layout.decay == 'channel':
+    log_decay = padded(log_decay.astype(jnp.float32), layout.K)
+  elif layout.decay == 'scalar':
+    log_decay = rows(log_decay)
+  return Operands(
+    padded(q_BTHK, layout.K),
+    padded(k_BTHK, layout.K),
+    padded(v_BTHV, layout.V),
+    rows(beta_BTH),
+    log_decay,
+    jnp.pad(state_BHVK, [(0, 0), (0, 0), *[(0, n) for n in wanted]]),
+    None if run_BT is None else jnp.pad(run_BT, [(0, 0), (0, spare)], mode='edge'),
+  )
+
+
+def _forward(plan: Plan, operands: Operands, *, residuals: bool):
+  """Returns (o, S^T after the last token, what the backward pass needs if `residuals`)."""
+  layout = plan.layout
+  grams = gpu_gram.gram(
+    layout, operands.q, operands.k, operands.beta, operands.log_decay, operands.run, residuals=residuals
+  )
+  swept = gpu_sweep.sweep(
+    layout, operands.q, operands.k, operands.v, grams, operands.state, tiles=plan.tiles, residuals=residuals
+  )
+  if not residuals:
+    return swept.o, swept.last, None
+  kept = (grams.inverse, swept.states, grams.read, swept.update)
+  if layout.decay == 'channel':
+    return swept.o, swept.last, (*kept, grams.q_in, grams.k_in, grams.k_out, grams.keep)
+  return swept.o, swept.last, (*kept, grams.total, grams.factors)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _swept(plan: Plan, operands: Operands) -> tuple[Array, Array]:
+  o, last, _ = _forward(plan, operands, residuals=False)
+  return o, last
+
+
+def _swept_forward(plan: Plan, operands: Operands):
+  if plan.recompute:
+    return _swept(plan, operands), (operands, None)
+  o, last, kept = _forward(plan, operands, residuals=True)
+  named = (None if x is None else checkpoint_name(x, name) for x, name in zip(kept, RESIDUALS, strict=False))
+  return (o, last), (operands, tuple(named))
+
+
+def _swept_backward(plan: Plan, residuals, cotangents) -> tuple[Operands]:
+  operands, kept = residuals
+  if kept is None:
+    *_, kept = _forward(plan, operands, residuals=True)
+  made = (gpu_reverse.Channels if plan.layout.decay == 'channel' else Gates)(*kept[4:])
+  return (gpu_backward.backward(plan.layout, operands, made, kept[:4], *cotangents),)
+
+
+_swept.defvjp(_swept_forward, _swept_backward)

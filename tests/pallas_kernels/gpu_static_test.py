@@ -1,0 +1,135 @@
+"""The gate of the GPU kernels: each compiles for an H100 without one, and none spills."""
+
+import itertools
+import sys
+
+import pytest
+
+from pallas_kernels import IMPLEMENTATIONS, bench, gpu_static, ptxas
+from pallas_kernels.gpu_static import Case
+
+DUMP = """Resources(smem_scratch_bytes=65536, tmem_scratch_cols=0, barrier_counts=Counter({}))
+//
+.version 9.0
+.visible .entry first_mosaic_gpu_kernel(
+)
+.maxntid 384, 1, 1
+{
+	wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%f1};
+	wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%f1};
+}
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'first_mosaic_gpu_kernel' for 'sm_90a'
+ptxas info    : Function properties for first_mosaic_gpu_kernel
+    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 168 registers, used 2 barriers, 1 bytes smem
+"""
+FIRST = ptxas.Kernel('first', 384, 168, 16, 8, 12, 65536, 2)
+
+
+def test_kernels_are_read_from_a_dump():
+  second = DUMP.replace('first', 'second').replace('8 bytes spill stores, 12', '0 bytes spill stores, 0')
+  first, other = ptxas.kernels(DUMP + second)
+  assert first == FIRST and first.spills
+  assert other.name == 'second' and not other.spills
+  assert list(ptxas.kernels('nothing was compiled')) == []
+
+
+def test_a_jax_that_does_not_tell_shared_memory_leaves_it_open():
+  (kernel,) = ptxas.kernels(DUMP.partition('\n')[2])
+  assert kernel.shared_bytes is None
+
+
+def test_a_report_of_another_form_is_not_taken_for_no_spills():
+  with pytest.raises(ValueError, match='first_mosaic_gpu_kernel'):
+    list(ptxas.kernels(DUMP.replace('spill stores', 'stores')))
+
+
+def test_blocks_that_a_multiprocessor_holds_are_bound_by_registers_and_shared_memory():
+  assert gpu_static.blocks_held(FIRST) == 1
+  assert gpu_static.blocks_held(ptxas.Kernel('', 128, 167, 0, 0, 0, 65536, 0)) == 3
+  assert gpu_static.blocks_held(ptxas.Kernel('', 128, 250, 0, 0, 0, 1024, 0)) == 2
+
+
+def test_the_table_shows_what_is_spilled():
+  assert '20' in gpu_static.table([('case', FIRST)]).splitlines()[1].split()
+
+
+def test_without_the_compiler_it_says_what_to_install(monkeypatch, capsys):
+  monkeypatch.setattr(gpu_static.importlib.util, 'find_spec', lambda name: None)
+  assert bench.main(['--gpu-static']) == 2
+  assert 'jax-cuda13-pjrt==' in capsys.readouterr().err
+
+
+needs_compiler = pytest.mark.skipif(
+  gpu_static.missing_compiler() is not None, reason=f'make gpu-compile; {gpu_static.missing_compiler()}'
+)
+GUILTY = """
+import jax, jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from pallas_kernels import gpu_static
+
+def matrix():
+  return plgpu.SMEM((128, 128), jnp.bfloat16, transforms=(plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)))
+
+def body(x, out, here, kept, there):
+  plgpu.copy_gmem_to_smem(x, here, there)
+  plgpu.barrier_wait(there)
+
+  def made(acc):
+    plgpu.wgmma(acc, here, here)
+    return acc[...]
+
+  products = [pl.run_scoped(made, plgpu.ACC((128, 128), jnp.float32)) for _ in range(HELD)]
+  for product in products:
+    kept[...] = (product + products[-1]).astype(jnp.bfloat16)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(kept, out)
+    plgpu.wait_smem_to_gmem(0)
+
+def call(x):
+  return plgpu.kernel(
+    body, out_type=jax.ShapeDtypeStruct((128, 128), jnp.bfloat16), kernel_name='guilty',
+    scratch_types=[matrix(), matrix(), plgpu.Barrier()],
+    compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
+  )(x)
+
+gpu_static.compile_for_h100(call, [((128, 128), jnp.bfloat16)])
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize('held, spills', [(1, False), (3, True)])
+def test_a_kernel_that_holds_more_than_its_registers_is_reported(held, spills):
+  (kernel,) = gpu_static.compiled([sys.executable, '-c', GUILTY.replace('HELD', str(held))], 'guilty')
+  assert kernel.name == 'guilty' and kernel.products > 0
+  assert kernel.spills == spills
+
+
+CASES = [
+  Case(decay, form, True, K=K, V=V)
+  for decay, form, (K, V) in itertools.product(
+    gpu_static.DECAYS, gpu_static.FORMS, itertools.product(gpu_static.SIZES, repeat=2)
+  )
+] + [Case('scalar', 'packed', True, B=64), Case('channel', 'packed', True, B=64)]  # two tiles a block
+# Bytes a thread that the Gram kernel of a decay a channel may still store beside its 1,020 of registers; others none.
+KNOWN_SPILLS = {'channel': {'delta_rule_gram': 64}}
+# `make gpu-compile` compiles every case; a default run a sample.
+SAMPLE = {('scalar', 'packed', 128, 128), ('none', 'grouped', 64, 128), ('channel', 'packed', 128, 64)}
+
+
+def marks(case):
+  return [] if (case.decay, case.form, case.K, case.V) in SAMPLE else [pytest.mark.sweep]
+
+
+@needs_compiler
+@pytest.mark.skipif('mosaic_gpu' not in IMPLEMENTATIONS, reason='no row mosaic_gpu')
+@pytest.mark.parametrize('case', [pytest.param(case, marks=marks(case), id=case.name) for case in CASES])
+def test_kernels_compile_for_an_h100_and_do_not_spill(case):
+  found = gpu_static.case_kernels(case)
+  assert found
+  known = KNOWN_SPILLS.get(case.decay, {})
+  spilled = {kernel.name: kernel.spill_store_bytes for kernel in found if kernel.spills}
+  guilty = {name: stored for name, stored in spilled.items() if stored > known.get(name, 0)}
+  assert not guilty, gpu_static.table([(case.name, x) for x in found])

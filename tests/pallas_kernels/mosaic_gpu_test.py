@@ -1,0 +1,139 @@
+"""The kernels for Hopper GPUs: what their door refuses, and on such a GPU that they are the recurrence in float64.
+
+`python -m pallas_kernels.bench --gpu` runs this file on the device; gpu_static_test.py compiles the kernels without.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+
+from pallas_kernels import delta_rule, mosaic_gpu, specs
+from pallas_kernels.rows import Call
+from pallas_kernels.specs import Spec
+from tests.pallas_kernels import draws
+
+CALL = Call(
+  2, 100, 2, 4, 128, 128, 'scalar', True, jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32), 0.1, None,
+  jax.lax.Precision.DEFAULT, False, True,
+)  # fmt: skip
+
+
+def hopper():
+  kind = AbstractDevice(device_kind='NVIDIA H100 80GB HBM3', platform='cuda', num_cores=None)
+  return use_abstract_mesh(AbstractMesh((), (), abstract_device=kind))
+
+
+@pytest.mark.parametrize(
+  'change, reason',
+  [
+    ({'dtype': jnp.dtype(jnp.float32)}, 'bfloat16, not float32'),
+    ({'compute_dtype': jnp.dtype(jnp.float64)}, 'not float64'),
+    ({'precision': jax.lax.Precision.HIGHEST}, 'HIGHEST'),
+    ({'K': 256}, 'K = 256'),
+    ({'V': 129}, 'V = 129'),
+    ({'chunk_size': 32}, 'not 32'),
+    ({'decay': 'channel', 'requested': False}, 'by name'),
+  ],
+)
+def test_the_door_names_what_it_refuses(change, reason):
+  with hopper():
+    assert mosaic_gpu.refuses(CALL) is None
+    assert reason in mosaic_gpu.refuses(dataclasses.replace(CALL, **change))
+
+
+@pytest.mark.skipif(mosaic_gpu.on_hopper(), reason='there is a Hopper GPU')
+def test_elsewhere_another_row_answers():
+  assert 'no Hopper GPU' in mosaic_gpu.refuses(CALL)
+  x = jnp.ones((1, 3, 1, 8), jnp.bfloat16)
+  assert delta_rule(x, x, x, x[..., 0])[0].shape == x.shape
+  with pytest.raises(NotImplementedError, match='no Hopper GPU'):
+    delta_rule(x, x, x, x[..., 0], implementation='mosaic_gpu')
+
+
+@pytest.mark.parametrize('T, K, V', [(1, 64, 64), (64, 64, 128), (65, 100, 60), (300, 128, 128)])
+def test_operands_are_padded_to_whole_chunks_and_known_channels(T, K, V):
+  call = dataclasses.replace(CALL, T=T, K=K, V=V)
+  layout = mosaic_gpu.plan(call).layout
+  assert layout.tokens - T in range(64) and layout.K >= K and layout.V >= V
+  q, v = jnp.ones((2, T, 2, K), jnp.bfloat16), jnp.ones((2, T, 4, V), jnp.bfloat16)
+  beta, state = jnp.ones((2, T, 4)), jnp.ones((2, 4, K, V))
+  laid = mosaic_gpu.laid_out(layout, q, q, v, beta, -beta, state, jnp.ones((2, T), jnp.int32))
+  assert laid.k.shape == (2, layout.tokens, 2, layout.K) and laid.state.shape == (2, 4, layout.V, layout.K)
+  assert (
+    float(laid.k.astype(jnp.float32).sum()) == q.size and float(laid.state.sum()) == state.size
+  )  # what is appended changes nothing
+  assert float(laid.beta.sum()) == beta.size and float(laid.log_decay.sum()) == -beta.size
+  assert (laid.run == 1).all()
+
+
+def as_drawn(drawn):
+  return drawn
+
+
+def hard(drawn):
+  """Correlated keys, beta and decay near one: what an inverse of too few bits gets wrong."""
+  rng = np.random.default_rng(5)
+  k = rng.standard_normal(drawn['k'].shape) + 1
+  drawn = {**drawn, 'k': k / np.linalg.norm(k, axis=-1, keepdims=True)}
+  drawn['beta'] = 1 / (1 + np.exp(-rng.standard_normal(drawn['beta'].shape) - 2))
+  if 'log_decay' in drawn:
+    drawn['log_decay'] = -np.log1p(np.exp(-rng.standard_normal(drawn['log_decay'].shape) - 4))
+  return {**drawn, 'initial_state': 0 * drawn['initial_state']}
+
+
+def hundreds(drawn):
+  """Decays of e^-100 at one token in five, none elsewhere."""
+  return {**drawn, 'log_decay': -100.0 * (np.random.default_rng(0).random(drawn['log_decay'].shape) < 0.2)}
+
+
+# Many heads: each block then takes two tiles of V.
+CASES = {
+  'one_chunk': (Spec(1, 64, 1, 1, 64, 64), as_drawn),
+  'plain_64': (Spec(1, 256, 2, 2, 64, 64), as_drawn),
+  'plain_128': (Spec(1, 320, 2, 2, 128, 128), as_drawn),
+  'scalar_128': (Spec(1, 320, 2, 2, 128, 128, 'scalar'), as_drawn),
+  'scalar_64_128': (Spec(1, 200, 2, 2, 64, 128, 'scalar'), as_drawn),
+  'scalar_128_64': (Spec(1, 200, 2, 2, 128, 64, 'scalar'), as_drawn),
+  'odd_sizes': (Spec(2, 130, 3, 3, 60, 100, 'scalar'), as_drawn),
+  'grouped': (Spec(2, 200, 2, 6, 64, 128, 'scalar'), as_drawn),
+  'packed': (Spec(2, 300, 2, 2, 128, 128, 'scalar', boundary=0.05), as_drawn),
+  'packed_plain': (Spec(2, 300, 1, 2, 64, 64, boundary=0.02), as_drawn),
+  'forgets_at_once': (Spec(1, 200, 2, 2, 64, 64, 'scalar', decay_rate=0.01), as_drawn),
+  'forgets_slowly': (Spec(2, 1024, 2, 2, 128, 128, 'scalar', decay_rate=10.0), as_drawn),
+  'many_heads': (Spec(2, 256, 70, 70, 128, 128, 'scalar'), as_drawn),
+  'many_heads_packed': (Spec(2, 200, 70, 70, 128, 128, 'scalar', boundary=0.05), as_drawn),
+  'hundreds': (Spec(1, 150, 2, 2, 64, 64, 'scalar'), hundreds),
+  'hard': (Spec(1, 256, 1, 1, 128, 128, 'scalar'), hard),
+  'hard_plain': (Spec(1, 256, 1, 1, 128, 128), hard),
+  'channel_64': (Spec(1, 256, 2, 2, 64, 64, 'channel'), as_drawn),
+  'channel_128': (Spec(1, 320, 2, 2, 128, 128, 'channel'), as_drawn),
+  'channel_grouped': (Spec(2, 150, 1, 3, 60, 100, 'channel'), as_drawn),
+  'channel_packed': (Spec(2, 300, 2, 2, 128, 64, 'channel', boundary=0.05), as_drawn),
+  'channel_forgets_at_once': (Spec(1, 200, 2, 2, 64, 64, 'channel', decay_rate=0.01), as_drawn),
+  'channel_hundreds': (Spec(1, 150, 2, 2, 64, 64, 'channel'), hundreds),
+  'channel_hard': (Spec(1, 256, 1, 1, 128, 128, 'channel'), hard),
+}
+
+
+@pytest.mark.skipif(not mosaic_gpu.on_hopper(), reason='no Hopper GPU; there: python -m pallas_kernels.bench --gpu')
+@pytest.mark.parametrize(
+  'name, recompute', [*((name, False) for name in CASES), ('scalar_128', True), ('channel_128', True)]
+)
+def test_outputs_and_gradients_are_those_of_the_recurrence(name, recompute):
+  spec, change = CASES[name]
+  drawn, ids = draws.operands(spec)
+  seed_o, seed_state = draws.seeds(spec)
+  given = {
+    operand: jnp.asarray(x, jnp.bfloat16 if operand in 'qkv' else jnp.float32) for operand, x in change(drawn).items()
+  }
+  seeds = jnp.asarray(seed_o, jnp.bfloat16), jnp.asarray(seed_state, jnp.float32)
+  exact, exact_seeds = jax.tree.map(lambda x: np.asarray(x, np.float64), (given, seeds))
+  got = draws.outputs_and_gradients(given, ids, *seeds, implementation='mosaic_gpu', recompute=recompute)
+  again = draws.outputs_and_gradients(given, ids, *seeds, implementation='mosaic_gpu', recompute=recompute)
+  draws.assert_close(got, draws.truth(exact, ids, exact_seeds), specs.BFLOAT16)
+  for first, second in zip(jax.tree.leaves(got), jax.tree.leaves(again), strict=True):
+    assert (first == second).all(), 'two runs differ: warpgroups race'
