@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import importlib.metadata
 import os
 import pathlib
@@ -19,6 +20,7 @@ from asiarch_jax.shell import hosts, links
 
 AFTERMATH = 5.0  # seconds after one worker ended badly, in which the others' ends arrive and tell why
 ENDING = 10.0  # seconds in which a follower ends its worker, until it counts as lost
+PORT_SECONDS = 3.0  # that a leader waits for its port
 LATE = 60.0  # seconds that a leader without more to do waits for hosts that never came, to tell them so
 LOST_EACH_OTHER = 'the workers lost each other'
 GONE = 'is gone'  # ends the sentence of a host that was lost
@@ -70,16 +72,7 @@ class Hub:
     self._changed = threading.Condition()
     self._status: int | None = None
     self.own_address = ''
-    try:
-      if socket.has_dualstack_ipv6():
-        self._server = socket.create_server(('', place.port), family=socket.AF_INET6, dualstack_ipv6=True)
-      else:
-        self._server = socket.create_server(('', place.port))
-    except OSError as error:
-      raise OSError(
-        error.errno, f'the first host cannot listen at port {place.port}: {error.strerror}; end the other search '
-        'there, or set another port, on all hosts, by --config.runner.address=HOST:PORT',
-      ) from error  # fmt: skip
+    self._server = _listening(place.port)
     threading.Thread(target=self._accept, daemon=True, name='followers').start()
 
   def offer(self, content: str, folder: pathlib.Path | None) -> None:
@@ -201,6 +194,28 @@ class Hub:
       self._changed.notify_all()
     if member.attempt is not None:
       member.attempt.lose(member)
+
+
+def _listening(port: int) -> socket.socket:
+  """Returns a socket that listens at a port; a leader that has just ended may hold it for a moment.
+
+  Raises:
+    OSError: the port stays taken.
+  """
+  until = time.monotonic() + PORT_SECONDS
+  while True:
+    try:
+      if socket.has_dualstack_ipv6():
+        return socket.create_server(('', port), family=socket.AF_INET6, dualstack_ipv6=True)
+      return socket.create_server(('', port))
+    except OSError as error:
+      if error.errno == errno.EADDRINUSE and time.monotonic() < until:
+        time.sleep(0.1)
+        continue
+      raise OSError(
+        error.errno, f'the first host cannot listen at port {port}: {error.strerror}; end the other search there, or '
+        'set another port, on all hosts, by --config.runner.address=HOST:PORT',
+      ) from error  # fmt: skip
 
 
 class Attempt:
