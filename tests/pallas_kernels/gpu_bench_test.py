@@ -94,3 +94,23 @@ def test_json_rows_hold_the_same_figures(capsys):
   first, second = map(json.loads, capsys.readouterr().out.splitlines())
   assert first['ratio_to_fla'] == 2.0 and first['median'] == 0.1 and first['case'] == case.name
   assert second == {'case': case.name, 'failed': 'failed: no memory'}
+
+
+def test_what_is_wrong_or_refused_is_said_and_not_timed(monkeypatch, capsys):
+  def wrong(call, *operands):
+    o, state = IMPLEMENTATIONS['xla'].run(call, *operands)
+    return -o, state
+
+  def refused(call):
+    return 'it has its reasons'
+
+  monkeypatch.setitem(IMPLEMENTATIONS, 'wrong', rows.Implementation(lambda call: None, wrong))
+  monkeypatch.setitem(IMPLEMENTATIONS, 'refusing', rows.Implementation(refused, wrong))
+  monkeypatch.setattr(gpu_bench, 'FLUSH_BYTES', 2**16)
+  cases = [Case(source, 'none', Shape(1, 64, 1, 8), False) for source in ('xla', 'wrong', 'refusing')]
+  against = {Case('fla', 'none', Shape(1, 64, 1, 8), False): Timing(1.0, 1.0, 1.0, '')}
+  assert gpu_bench._ours_timed(gpu_bench.options_of([]), cases, against, None)
+  right, false, no = capsys.readouterr().out.splitlines()
+  assert 'x fla' in right
+  assert 'WRONG' in false and 'ms' not in false
+  assert 'refused' in no and 'it has its reasons' in no
