@@ -56,9 +56,7 @@ class Training:
   steps_per_call: int = 10  # steps in one dispatched lax.scan; losses are logged as their mean
   data_parallel: int = 1  # devices that share one replica's batch; divides batch
   microbatches: int = 1  # parts of a device's rows that gradients are summed over; divides them
-  sharded: tuple[
-    str, ...
-  ] = ()  # PATTERN AXES, first match: parameters shared out over those devices, as 'kernel$ data,-'
+  sharded: tuple[str, ...] = ()  # PATTERN AXES: parameters shared out over a batch's devices, as 'kernel$ data,-'
   checkpoint_every: int = 0  # steps between saved states to resume from; 0 saves none
   first_seed: int = 0  # of the replicas; later blocks of seeds add replicas to the same design
 

@@ -66,15 +66,22 @@ class SpmdRunner(runner.LocalRunner):
 
     self._hub.offer(job.corpus, self._corpus)
     result: JobResult | None = None
-    lost, repeats = '', 0
+    lost, repeats, broken = '', 0, 0
     for attempt in range(self._retries + 1):
       try:
         members = self._hub.gathered(self._stopped, lambda note: tell('wait', note))
       except StoppedError as error:
         raise runner.RunnerStoppedError('the run was stopped') from error
       with Attempt(members) as trial:
-        result = self._tried(trial, job, folder, on_progress, pinned)
-        lost = trial.lost
+        try:
+          result = self._tried(trial, job, folder, on_progress, pinned)
+          lost = trial.lost
+        except runner.WorkerStartError as error:
+          # Once may be somebody who killed it before it had begun; twice is a fault of the installation.
+          broken += 1
+          if broken > 1:
+            raise
+          lost = str(error).splitlines()[0]
       if (folder / 'done.json').exists():
         assert result is not None
         return result

@@ -146,6 +146,17 @@ def test_a_worker_killed_from_outside_costs_one_attempt(slices, tmp_path):
   assert [one.note for one in here.progress if one.stage == 'lost'], here.progress
 
 
+def test_a_worker_killed_before_it_had_begun_costs_one_attempt(slices, tmp_path):
+  here, done = slices(tmp_path, 2).follow(1), []
+  thread = threading.Thread(target=lambda: done.append(here.run(SLOW)), daemon=True)
+  thread.start()
+  until(lambda: here.workers(1))
+  processes.kill_remembered(here.workers(1))
+  thread.join(60)
+  assert done and done[0].failure is None
+  assert len([one for one in here.progress if one.stage == 'lost']) == 1
+
+
 def test_the_first_worker_killed_from_outside_costs_one_attempt(slices, tmp_path):
   here = slices(tmp_path, 2).follow(1)
   thread, done = here.started(SLOW)
