@@ -119,21 +119,35 @@ def under_sandlock(spec):
   """Returns the status of the worker under Landlock and seccomp."""
   import sandlock
 
-  jail = sandlock.Sandbox(
-    fs_readable=spec['readable'],
-    fs_writable=spec['writable'],
-    extra_deny_syscalls=UNGOVERNED,
-    max_processes=spec['processes'],
-    clean_env=False,
-    cwd=spec['directory'],
-    net_allow=[f'tcp://[{peer}]:*' if ':' in peer else f'tcp://{peer}:*' for peer in spec['peers']],
-    net_allow_bind=['*'] if spec['peers'] else [],
-    net_deny=[
-      f'{f"[{peer}]" if ":" in peer else peer}:{",".join(map(str, (*range(1, 1024), *spec["forbidden"])))}'
-      for peer in spec['peers']
+  hosts, names = list(spec['peers']), []
+  if hosts:
+    # Gloo looks up the name of its own host, and sandlock shows a worker another one, and an /etc/hosts of the names
+    # that it may reach.
+    with contextlib.suppress(OSError):
+      names = [socket.gethostname()]
+      found = socket.getaddrinfo(names[0], None, type=socket.SOCK_STREAM)
+      hosts += {address[0] for *_, address in found} - set(hosts)
+  settings = {
+    'fs_readable': spec['readable'],
+    'fs_writable': spec['writable'],
+    'extra_deny_syscalls': UNGOVERNED,
+    'max_processes': spec['processes'],
+    'clean_env': False,
+    'cwd': spec['directory'],
+    'net_allow': [f'tcp://[{host}]:*' if ':' in host else f'tcp://{host}:*' for host in (*hosts, *names)],
+    'net_allow_bind': ['*'] if spec['peers'] else [],
+    'net_deny': [
+      f'{f"[{host}]" if ":" in host else host}:{",".join(map(str, (*range(1, 1024), *spec["forbidden"])))}'
+      for host in hosts
     ],
-  )
-  child = jail.popen(spec['command'])
+  }
+  try:
+    child = sandlock.Sandbox(**settings, name=names[0] if names else None).popen(spec['command'])
+  except RuntimeError:
+    if not names:
+      raise
+    # Another worker of this host has the name: this one computes with its peers by what needs no look-up.
+    child = sandlock.Sandbox(**settings).popen(spec['command'])
   results = []
   waiter = threading.Thread(target=lambda: results.append(child.wait()), daemon=True)
   waiter.start()
