@@ -343,12 +343,20 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bound:
+  """Seconds that a training step takes at least, by published speeds, and what bounds it. Nothing was measured."""
+
+  by: str
+  seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
   """What a compiler says of one training step on a slice. Bytes, FLOPs and cycles are of one device.
 
   `flops` are counted, three times the forward's; `cycles` are the compiler's own estimates outside kernels; `traffic`
   is what kernels and the rest read and write of the device's memory. `memory` is what a device has, 0 where it is not
-  known.
+  known; then there are no `bounds` either.
   """
 
   topology: str
@@ -367,6 +375,7 @@ class Plan:
   cycles: int
   traffic: int
   collectives: tuple[Collective, ...]
+  bounds: tuple[Bound, ...]
   compile_seconds: float
 
 

@@ -49,7 +49,7 @@ from asiarch_jax.suites import settings as suites
 from asiarch_jax.tasks import TASKS
 from asiarch_jax.tasks import summary as task_summary
 from asiarch_jax.training import likelihood, monitor, planning, sharding, suite, train
-from pallas_kernels import bench
+from pallas_kernels import chips
 
 LOG_LINES = 40  # of a traceback that goes into a failure
 STEPPED = 1e-3  # largest share of the RMS by which logits token by token may differ: rounding, and no more
@@ -418,7 +418,7 @@ def plan(job: Job, settings: config.Experiment, report: Report) -> JobResult:
   mixer, spec = contract.load(job.source, job.name), contract.spec_of(settings.model)
   report(Progress('check', note='cost'))
   counted = cost.count(contract.build(mixer, spec), spec.width, settings.training.length)
-  os.environ.update(bench.AOT_ENVIRONMENT)
+  os.environ.update(chips.AOT_ENVIRONMENT)
   try:
     devices = topologies.get_topology_desc(platform='tpu', topology_name=job.topology).devices
   except Exception as error:  # libtpu's, of several types

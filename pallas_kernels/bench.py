@@ -28,25 +28,7 @@ import unittest.mock
 from typing import Any
 
 from pallas_kernels import gpu_bench, gpu_static, schedules
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """A topology to compile for, and what its figures are: clock inferred from the published bf16 peak."""
-
-  topology: str
-  clock_ghz: float
-  hbm_gb_s: float  # of one core
-  cores: int  # of a device, that a grid's parallel axes are split over; v4 and TPU7x show each core as a device
-
-
-CHIPS = {
-  'v4': Chip('v4:2x2x1', 1.05, 614, 1),
-  'v5e': Chip('v5e:2x2', 1.5, 819, 1),
-  'v5p': Chip('v5p:2x2x1', 1.75, 1383, 2),
-  'v6e': Chip('v6e:2x2', 1.75, 1640, 1),
-  'tpu7x': Chip('tpu7x:2x2x1', 2.2, 3690, 1),
-}
+from pallas_kernels.chips import AOT_ENVIRONMENT, CHIPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,16 +128,6 @@ def estimated(case: Case, chip: str, python: str = sys.executable) -> Estimate:
       raise RuntimeError(f'{case.name} on {chip} did not compile:\n' + '\n'.join(done.stderr.splitlines()[-8:]))
     moved = schedules.traffic((folder / 'optimised.hlo').read_text())
     return Estimate(case, chip, tuple(schedules.dumped_kernels(folder)), moved)
-
-
-# Without these a second process that loads libtpu stops at a lock, and the first asks the cloud which machine it is on.
-AOT_ENVIRONMENT = {
-  'JAX_PLATFORMS': 'cpu',
-  'TPU_SKIP_MDS_QUERY': '1',
-  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-  'TPU_WORKER_HOSTNAMES': 'localhost',
-  'TPU_ACCELERATOR_TYPE': 'v6e-4',
-}
 
 
 def called(case: Case) -> tuple[Any, list[Any]]:

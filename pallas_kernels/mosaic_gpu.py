@@ -1,8 +1,7 @@
 """The delta rule by kernels for Hopper GPUs: their door. What they take, the layout they want, and the derivative.
 
 Operands are padded to whole chunks by tokens that change nothing (k = 0, beta = 0, log decay = 0) and to channel sizes
-the kernels know by zeros. Gates become rows, [B, HV, T]; what the kernels multiply by is made of them here, since a few
-numbers a token cost XLA nothing. States are transposed, [B, HV, V, K].
+the kernels know by zeros. Gates become rows, [B, HV, T]. States are transposed, [B, HV, V, K].
 """
 
 from __future__ import annotations

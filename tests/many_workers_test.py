@@ -37,6 +37,5 @@ def test_twenty_workers_fill_one_archive(monkeypatch, tmp_path, capsys):
   assert [outcome.id for outcome in outcomes] == list(range(CYCLES))
   events = [json.loads(line) for line in (tmp_path / 'journal.jsonl').read_text().splitlines()]
   assert sorted(line['cycle'] for line in events if line['event'] == 'selected') == list(range(CYCLES))
-  assert sum(line['event'] == 'archived' for line in events) in (0, CYCLES)
   status, _, error = run(capsys, 'search', *ARGUMENTS, f'--workdir={tmp_path}')
   assert status == 0 and len(list((tmp_path / 'archive' / 'outcomes').iterdir())) == CYCLES, error

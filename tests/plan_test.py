@@ -8,12 +8,13 @@ import json
 import pytest
 
 from asiarch_jax.commands import planning
-from asiarch_jax.records import Collective, Plan
+from asiarch_jax.records import Bound, Collective, Plan
 from tests.cli import asiarch, in_process
 
 PLAN = Plan(
   'v5e:4x4', 'TPU v5 lite', 16, (1, 16), 1, 2, 1_384_960, 16_619_528, 16_628_224, 6_999_552, 23_628_800, 16 << 30,
-  5.3e9, 1_113_243, 39_291_995, (Collective('all-reduce', 2, 5_539_848),), 19.4,
+  5.3e9, 1_113_243, 39_291_995, (Collective('all-reduce', 2, 5_539_848),),
+  (Bound('FLOPs at the peak', 5.3e9 / 197e12), Bound("the compiler's cycles outside kernels", 1_113_243 / 1.5e9)), 19.4,
 )  # fmt: skip
 SMALL = (
   '--config=configs/smoke.py', '--config.model.width=256', '--config.model.mlp_width=512', '--config.training.seeds=1',
@@ -42,6 +43,7 @@ def test_a_slice_is_planned_without_one(tmp_path):
   gradients = next(one for one in plan['collectives'] if one['kind'] == 'all-reduce')
   assert gradients['size'] >= 4 * plan['parameters']
   assert plan['flops'] > 6 * 128 * plan['parameters'] / 2 and plan['cycles'] > 0
+  assert len(plan['bounds']) == 3 and all(0 < bound['seconds'] < 1 for bound in plan['bounds'])
 
   shared, found = planned(tmp_path, "--config.training.sharded=('mlp/.*kernel$ data,-',)")
   assert shared == 0, found['failure']

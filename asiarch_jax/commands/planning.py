@@ -15,14 +15,6 @@ from asiarch_jax.records import Job, JobResult, Limits, Plan, to_json
 from asiarch_jax.shell import runner as runners
 from asiarch_jax.shell.display import Display
 
-# Of one device, as Google publishes them: dense bf16 FLOP/s, bytes of HBM a second, and the clock that they imply.
-SPEEDS = {
-  'v4': (137.5e12, 614e9, 1.05e9),
-  'v5e': (197e12, 819e9, 1.5e9),
-  'v5p': (459e12, 2765e9, 1.75e9),
-  'v6e': (918e12, 1640e9, 1.75e9),
-  'tpu7x': (1153.5e12, 3690e9, 2.2e9),
-}
 FULL = 0.9  # share of a device's memory above which a plan is said to be tight
 MEMORY_GIB = 16.0  # of the worker, at least: the compiler's own
 
@@ -80,7 +72,6 @@ REMEDY = (
 
 def rows(found: Plan) -> list[tuple[str, str]]:
   """Returns what a plan says, for people. Seconds are bounds by published speeds, and were not measured."""
-  flops_a_second, bytes_a_second, hertz = SPEEDS.get(found.topology.partition(':')[0], (0.0, 0.0, 0.0))
   of_memory = f' of {_size(found.memory)}' if found.memory else ''
   told = [
     ('slice', f'{found.topology}, {found.devices} devices of {found.device}'),
@@ -93,15 +84,10 @@ def rows(found: Plan) -> list[tuple[str, str]]:
   told += [
     ('exchange', f'{one.kind}: {one.times} a step, {_size(one.size)}') for one in found.collectives
   ] or [('exchange', 'none')]  # fmt: skip
-  if hertz:
-    bounds = {
-      'FLOPs at the peak': found.flops / flops_a_second,
-      'memory traffic at the peak': found.traffic / bytes_a_second,
-      "the compiler's cycles outside kernels": found.cycles / hertz,
-    }
-    which = max(bounds, key=lambda name: bounds[name])
+  if found.bounds:
+    most = max(found.bounds, key=lambda bound: bound.seconds)
     told.append(
-      ('static time', f'{1e3 * bounds[which]:.4g} ms a step at least, by {which}; exchanges come on top, not measured')
+      ('static time', f'{1e3 * most.seconds:.4g} ms a step at least, by {most.by}; exchanges come on top, not measured')
     )
   if found.memory and found.peak > FULL * found.memory:
     told.append(('tight', f'more than {FULL:.0%} of the memory; {REMEDY}'))

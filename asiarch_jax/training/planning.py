@@ -10,12 +10,10 @@ from typing import Any
 import jax
 
 from asiarch_jax import config
-from asiarch_jax.records import Collective, Plan
+from asiarch_jax.records import Bound, Collective, Plan
 from asiarch_jax.training import sharding, train
 from pallas_kernels import schedules
-
-# GiB of one device, which is a chip but for v4's and TPU7x's cores. Source: Google's pages of each generation.
-MEMORY_GIB = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32, 'tpu7x': 96}
+from pallas_kernels.chips import CHIPS
 
 
 def plan(
@@ -43,6 +41,15 @@ def plan(
   laid_out, text = program.memory_analysis(), program.as_text()
   moved, shape = schedules.traffic(text), tuple(mesh.devices.shape)
   here, rows = replicas // shape[0], training.batch // shape[1]
+  flops = 3 * flops_per_token * rows * training.length * here
+  chip = CHIPS.get(topology.partition(':')[0])
+  bounds: tuple[Bound, ...] = ()
+  if chip is not None:
+    bounds = (
+      Bound('FLOPs at the peak', flops / chip.peak_flops),
+      Bound('memory traffic at the peak', (moved.xla_bytes + moved.kernel_bytes) / (1e9 * chip.hbm_gb_s * chip.cores)),
+      Bound("the compiler's cycles outside kernels", moved.xla_cycles / (1e9 * chip.clock_ghz)),
+    )
   return Plan(
     topology=topology,
     device=devices[0].device_kind,
@@ -55,12 +62,13 @@ def plan(
     arguments=laid_out.argument_size_in_bytes,
     temporary=laid_out.temp_size_in_bytes,
     peak=train.planned_bytes(laid_out),
-    memory=MEMORY_GIB.get(topology.partition(':')[0], 0) << 30,
-    flops=3 * flops_per_token * rows * training.length * here,
+    memory=chip.memory_gib << 30 if chip else 0,
+    flops=flops,
     cycles=moved.xla_cycles,
     traffic=moved.xla_bytes + moved.kernel_bytes,
     collectives=tuple(
       Collective(kind, times, size) for kind, (times, size) in sorted(schedules.collectives(text).items())
     ),
+    bounds=bounds,
     compile_seconds=trainer.compile_seconds,
   )

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pallas_kernels import bench, schedules
+from pallas_kernels import bench, chips, schedules
 
 
 def test_kernels_are_read_from_a_dump(tmp_path):
@@ -42,7 +42,7 @@ SAMPLE = {
   ('v6e', 'scalar', 'packed', False, False), ('v5e', 'channel', 'grouped', True, False),
   ('v4', 'channel', 'packed', True, False), ('v6e', 'scalar', 'plain', True, True),
 }  # fmt: skip
-KINDS = list(itertools.product(bench.CHIPS, ('none', 'scalar', 'channel'), ('plain', 'packed', 'grouped')))
+KINDS = list(itertools.product(chips.CHIPS, ('none', 'scalar', 'channel'), ('plain', 'packed', 'grouped')))
 GATE = [
   pytest.param(*kind, *how, marks=[] if (*kind, *how) in SAMPLE else [pytest.mark.sweep])
   for kind in KINDS
@@ -63,7 +63,7 @@ needs_compiler = pytest.mark.skipif(bench.missing_compiler() is not None, reason
 
 def compiles(chip, sharded, **case):
   wanted = json.dumps({'case': {'source': 'pallas_tpu', **case}, 'chip': chip, 'sharded': sharded})
-  environment = {**os.environ, **bench.AOT_ENVIRONMENT}
+  environment = {**os.environ, **chips.AOT_ENVIRONMENT}
   done = subprocess.run([sys.executable, '-c', COMPILE, wanted], env=environment, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-2000:]
 
