@@ -39,8 +39,8 @@ def delta_rule(
   (`l2_normalise`); beta lies in [0, 1], or in [0, 2] where negative eigenvalues are wanted.
 
   Differentiable in every array but `segment_ids`, and through the final state. Works under `jit`, `vmap`, `scan`,
-  `shard_map` over batch, heads or tokens (`axis_name`), and remat; residuals carry the names in `xla.RESIDUALS` and
-  `sequence.RESIDUALS`.
+  `shard_map` over batch, heads or tokens (`axis_name`), and remat; residuals carry the names in
+  `implementations.RESIDUALS`.
 
   Args:
     q, k: [B, T, H, K].

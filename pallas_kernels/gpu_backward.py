@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import gpu_channels, gpu_gradient, gpu_reverse, tiling
+from pallas_kernels.gpu_gradient import Kept
 from pallas_kernels.gpu_layout import Gates, Layout, Operands
 from pallas_kernels.gpu_reverse import Channels
 
@@ -15,18 +14,18 @@ Array = jax.Array
 
 
 def backward(
-  layout: Layout, operands: Operands, gates: Gates | Channels, kept: Any, do: Array, dlast: Array
+  layout: Layout, operands: Operands, kept: Kept, gates: Gates | Channels, do: Array, dlast: Array
 ) -> Operands:
   """Returns the cotangents of `operands` (None of `run`).
 
   Args:
     layout, operands: as the forward kernels took them.
-    gates: what those made of the decay, `Channels` of a decay a channel.
-    kept: what they kept, in the order of `gpu_gradient.Kept`.
+    kept: what those kept.
+    gates: what they made of the decay, `Channels` of a decay a channel.
     do: the cotangent of the output, [B, T, HV, V].
     dlast: that of the final state, transposed, [B, HV, V, K].
   """
-  kept, do = gpu_gradient.Kept(*kept), do.astype(jnp.bfloat16)
+  do = do.astype(jnp.bfloat16)
   tiles = tiling.gpu_tiles(layout.B * layout.HV, layout.V)
   back = gpu_reverse.reverse(layout, operands, gates, kept, do, dlast, tiles=tiles)
   if isinstance(gates, Channels):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pallas_kernels import mosaic_gpu, pallas_tpu
+from pallas_kernels import mosaic_gpu, pallas_tpu, sequence, xla
 from pallas_kernels.rows import PORTABLE, Call, Implementation
 
 
@@ -20,3 +20,6 @@ IMPLEMENTATIONS = {
   'mosaic_gpu': Implementation(mosaic_gpu.refuses, _run_gpu),
   **PORTABLE,
 }
+
+# The names that residuals carry, of whichever implementation: what a remat policy keeps.
+RESIDUALS = tuple(dict.fromkeys((*xla.RESIDUALS, *pallas_tpu.RESIDUALS, *mosaic_gpu.RESIDUALS, *sequence.RESIDUALS)))

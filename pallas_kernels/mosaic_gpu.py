@@ -15,12 +15,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels import gpu_backward, gpu_gram, gpu_reverse, gpu_sweep, tiling, xla
+from pallas_kernels import gpu_backward, gpu_gram, gpu_sweep, tiling
+from pallas_kernels.gpu_gradient import Kept
 from pallas_kernels.gpu_layout import CHUNK, Gates, Layout, Operands
+from pallas_kernels.gpu_reverse import Channels
 
 Array = jax.Array
-_KEPT = ('reads', 'updates', 'totals', 'gates', 'keys', 'kept')
-RESIDUALS = (*xla.RESIDUALS, *(f'delta_rule_{name}' for name in _KEPT))
+RESIDUALS = tuple(f'delta_rule_{field}' for kind in (Kept, Gates, Channels) for field in kind._fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,20 +123,31 @@ def laid_out(
 
 
 def _forward(plan: Plan, operands: Operands, *, residuals: bool):
-  """Returns (o, S^T after the last token, what the backward pass needs if `residuals`)."""
+  """Returns (o, S^T after the last token, what the backward pass needs if `residuals`: what was kept, and gates)."""
   layout = plan.layout
-  grams = gpu_gram.gram(
+  grams: Any = gpu_gram.gram(
     layout, operands.q, operands.k, operands.beta, operands.log_decay, operands.run, residuals=residuals
   )
-  swept = gpu_sweep.sweep(
+  swept: Any = gpu_sweep.sweep(
     layout, operands.q, operands.k, operands.v, grams, operands.state, tiles=plan.tiles, residuals=residuals
   )
   if not residuals:
     return swept.o, swept.last, None
-  kept = (grams.inverse, swept.states, grams.read, swept.update)
+  gates: Gates | Channels
   if layout.decay == 'channel':
-    return swept.o, swept.last, (*kept, grams.q_in, grams.k_in, grams.k_out, grams.keep)
-  return swept.o, swept.last, (*kept, grams.total, grams.factors)
+    gates = Channels(grams.q_in, grams.k_in, grams.k_out, grams.keep)
+  else:
+    gates = Gates(grams.total, grams.factors)
+  return swept.o, swept.last, (Kept(grams.inverse, swept.states, grams.read, swept.update), gates)
+
+
+def _named(values: Any) -> Any:
+  return type(values)(
+    *(
+      None if x is None else checkpoint_name(x, f'delta_rule_{field}')
+      for field, x in zip(values._fields, values, strict=True)
+    )
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -148,16 +160,14 @@ def _swept_forward(plan: Plan, operands: Operands):
   if plan.recompute:
     return _swept(plan, operands), (operands, None)
   o, last, kept = _forward(plan, operands, residuals=True)
-  named = (None if x is None else checkpoint_name(x, name) for x, name in zip(kept, RESIDUALS, strict=False))
-  return (o, last), (operands, tuple(named))
+  return (o, last), (operands, tuple(map(_named, kept)))
 
 
 def _swept_backward(plan: Plan, residuals, cotangents) -> tuple[Operands]:
   operands, kept = residuals
   if kept is None:
     *_, kept = _forward(plan, operands, residuals=True)
-  made = (gpu_reverse.Channels if plan.layout.decay == 'channel' else Gates)(*kept[4:])
-  return (gpu_backward.backward(plan.layout, operands, made, kept[:4], *cotangents),)
+  return (gpu_backward.backward(plan.layout, operands, *kept, *cotangents),)
 
 
 _swept.defvjp(_swept_forward, _swept_backward)

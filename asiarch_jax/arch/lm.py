@@ -23,7 +23,7 @@ from flax import linen as nn
 
 from asiarch_jax import config
 from asiarch_jax.arch import contract
-from pallas_kernels import sequence, xla
+from pallas_kernels import implementations
 
 STACKED = 'layers'  # parameters below this top-level name carry one more axis in front, the layer
 ONE_BY_ONE = 'layer_'  # prefix of a block's name in the Python loop
@@ -67,7 +67,7 @@ class Block(nn.Module):
 
 
 # What a rematerialised block keeps for its backward pass beside its input.
-KERNELS = jax.checkpoint_policies.save_only_these_names(*xla.RESIDUALS, *sequence.RESIDUALS)
+KERNELS = jax.checkpoint_policies.save_only_these_names(*implementations.RESIDUALS)
 PRODUCTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 SAVES = {
   'nothing': jax.checkpoint_policies.nothing_saveable,

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from pallas_kernels import delta_rule, mosaic_gpu, specs
+from pallas_kernels import delta_rule, implementations, mosaic_gpu, specs
 from pallas_kernels.rows import Call
 from pallas_kernels.specs import Spec
 from tests.pallas_kernels import draws
@@ -68,6 +69,24 @@ def test_operands_are_padded_to_whole_chunks_and_known_channels(T, K, V):
   )  # what is appended changes nothing
   assert float(laid.beta.sum()) == beta.size and float(laid.log_decay.sum()) == -beta.size
   assert (laid.run == 1).all()
+
+
+@pytest.mark.parametrize(
+  'decay, made',
+  [('scalar', {'total', 'factors'}), ('none', {'factors'}), ('channel', {'q_in', 'k_in', 'k_out', 'keep'})],
+)
+def test_residuals_carry_the_names_that_remat_policies_keep(decay, made):
+  B, T, H, K = 1, 128, 2, 64
+  x, gates = jnp.ones((B, T, H, K), jnp.bfloat16), jnp.ones((B, T, H))
+  log_decay = {'none': None, 'scalar': -gates, 'channel': -jnp.ones((B, T, H, K))}[decay]
+
+  def loss(x):
+    return delta_rule(x, x, x, gates, log_decay, implementation='mosaic_gpu')[0].astype(jnp.float32).sum()
+
+  with hopper():
+    names = set(re.findall(r'name=(delta_rule_\w+)\]', str(jax.make_jaxpr(jax.grad(loss))(x))))
+  assert names == {f'delta_rule_{name}' for name in {'inverse', 'states', 'read', 'update'} | made}
+  assert names <= set(implementations.RESIDUALS)
 
 
 def as_drawn(drawn):
