@@ -6,11 +6,12 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
 CHUNK = 64  # rows of a warpgroup's matrix product
+TILE = 64  # columns of V of a warpgroup in the sweeps
+SHARED_BYTES = 227 * 2**10  # that a block can have
 NEVER = -1e30  # an exponent whose power of two is zero
 LOG2_E = 1.4426950408889634
 
@@ -57,27 +58,3 @@ class Gates(NamedTuple):
 
   total: Array | None
   factors: Array
-
-
-def gates(layout: Layout, log_decay: Array | None, run_BT: Array | None) -> Gates:
-  """Returns the gates of all chunks."""
-  B, N, HV = layout.B, layout.N, layout.HV
-  rise = fall = jnp.ones((B, HV, N, CHUNK), jnp.float32)
-  run_BNC, before_BN1, total = None, None, None
-  if run_BT is not None:
-    run_BNC = run_BT.reshape(B, 1, N, CHUNK)
-    before_BN1 = jnp.pad(run_BNC[:, :, :-1, -1:], [(0, 0), (0, 0), (1, 0), (0, 0)])
-  if log_decay is not None and layout.decay == 'scalar':
-    i, j = (lax.broadcasted_iota(jnp.int32, (CHUNK, CHUNK), axis) for axis in (0, 1))
-    counted = i >= j
-    if run_BNC is not None:
-      counted = counted & (run_BNC[..., :, None] == run_BNC[..., None, :])
-    steps = (log_decay * LOG2_E).reshape(B, HV, N, CHUNK)
-    # As products and sums of its own, in full precision: a matrix product of float32 would be one of 10 bits here.
-    total = jnp.sum(jnp.where(counted, steps[..., None, :], 0.0), -1)
-    rise, fall = jnp.exp2(total), jnp.exp2(jnp.minimum(total[..., -1:] - total, 0.0))
-    total = total.reshape(B, HV, layout.tokens)
-  if run_BNC is not None:
-    rise = jnp.where(run_BNC == before_BN1, rise, 0.0)
-    fall = jnp.where(run_BNC == run_BNC[..., -1:], fall, 0.0)
-  return Gates(total, jnp.stack([rise, fall, rise * layout.scale], 3))

@@ -23,13 +23,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.gpu_gradient import Kept, Reversed
-from pallas_kernels.gpu_layout import CHUNK, Gates, Layout
+from pallas_kernels.gpu_layout import CHUNK, SHARED_BYTES, TILE, Gates, Layout
 from pallas_kernels.gpu_layout import Operands as Tokens
 from pallas_kernels.gpu_math import COLUMNS, LANES, across, added_product, kernel, load, load_turned, matrix, product
 
 Array = jax.Array
-TILE = 64  # columns of V of a warpgroup
-SHARED_BYTES = 227 * 2**10
 # Of three warpgroups, which together have 504 a lane; two have enough without a division.
 STATE_REGISTERS, FETCH_REGISTERS = 232, 40
 MINUS_WRITE, FALL, READ, RISE = range(4)  # rows of the gates here; with a decay a channel the first alone

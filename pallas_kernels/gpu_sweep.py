@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.gpu_gram import Grams
-from pallas_kernels.gpu_layout import CHUNK, Layout
+from pallas_kernels.gpu_layout import CHUNK, SHARED_BYTES, TILE, Layout
 from pallas_kernels.gpu_math import (
   COLUMNS,
   LANES,
@@ -37,8 +37,6 @@ from pallas_kernels.gpu_math import (
 )
 
 Array = jax.Array
-TILE = 64  # columns of V of a warpgroup
-SHARED_BYTES = 227 * 2**10
 # Of three warpgroups, which begin with 168 a lane each and share those; two have enough without a division.
 STATE_REGISTERS, OUTPUT_REGISTERS = 192, 120
 

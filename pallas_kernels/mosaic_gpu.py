@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels import gpu_backward, gpu_gram, gpu_sweep, tiling
+from pallas_kernels import gpu_backward, gpu_gram, gpu_sweep, target, tiling
 from pallas_kernels.gpu_gradient import Kept
 from pallas_kernels.gpu_layout import CHUNK, Gates, Layout, Operands
 from pallas_kernels.gpu_reverse import Channels
@@ -34,15 +34,9 @@ class Plan:
 
 
 def on_hopper() -> bool:
-  """Returns whether what is being traced is for a Hopper GPU: the devices of the surrounding mesh, else the default."""
-  device: Any = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
-  if getattr(device, 'platform', None) is not None:
-    kind = device.device_kind
-  elif jax.default_backend() == 'gpu':
-    kind = jax.devices()[0].device_kind
-  else:
-    return False
-  return any(name in kind for name in ('H100', 'H200', 'H800', 'H20', 'GH200'))
+  """Returns whether what is being traced is for a Hopper GPU."""
+  platform, kind = target.device()
+  return platform == 'gpu' and any(name in kind for name in ('H100', 'H200', 'H800', 'H20', 'GH200'))
 
 
 def refuses(call: Any) -> str | None:

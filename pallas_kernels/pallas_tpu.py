@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels import tiling, tpu_backward, tpu_forward, xla
+from pallas_kernels import target, tiling, tpu_backward, tpu_forward, xla
 from pallas_kernels.tpu_forward import Layout, Operands
 
 Array = jax.Array
@@ -33,10 +33,8 @@ class Plan:
 
 
 def on_tpu() -> bool:
-  """Returns whether what is being traced is for a TPU: the devices of the surrounding mesh, else the default ones."""
-  device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
-  platform = getattr(device, 'platform', None)
-  return (jax.default_backend() if platform is None else platform) == 'tpu'
+  """Returns whether what is being traced is for a TPU."""
+  return target.device()[0] == 'tpu'
 
 
 def refuses(call: Any) -> str | None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels import chunk_math, tiling
+from pallas_kernels import chunk_math, target, tiling
 from pallas_kernels.chunk_math import dot
 
 Array = jax.Array
@@ -55,7 +55,7 @@ class Factors(NamedTuple):
 def _blocks(B: int, T: int, HV: int, size: int, chunk: int) -> tuple[int, int]:
   """Returns (M blocks, N chunks in each) for T tokens: M N chunks hold them, with fewer than M chunks to spare."""
   chunks = -(-T // chunk)
-  entries = tiling.block_entries(jax.default_backend())
+  entries = tiling.block_entries(target.device()[0])
   most = max(1, min(BLOCK_CHUNKS, entries // (B * HV * chunk * size)))
   M = -(-chunks // most)
   return M, -(-chunks // M)

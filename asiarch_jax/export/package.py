@@ -29,11 +29,9 @@ import numpy as np
 from asiarch_jax import config, syntax
 
 KERNELS = 'pallas_kernels'
-PORTABLE = ('__init__', 'api', 'chunk_math', 'convolution', 'gates', 'reference', 'rows', 'sequence', 'stepping',
-            'tiling', 'xla')  # fmt: skip
 ROWS = '''"""The implementations of the delta rule: those that run everywhere."""
 
-from {package}.kernels.rows import PORTABLE
+from pallas_kernels.rows import PORTABLE
 
 IMPLEMENTATIONS = PORTABLE
 '''
@@ -119,8 +117,24 @@ def files(content: Content, *, vendor: bool) -> dict[str, str]:
 def vendored(package: str) -> dict[str, str]:
   """Returns the files of the kernels' portable form, whose imports lead to each other."""
   folder = importlib.resources.files(KERNELS)
-  made = {f'{name}.py': from_home((folder / f'{name}.py').read_text(), f'{package}.kernels') for name in PORTABLE}
-  return made | {'implementations.py': ROWS.format(package=package)}
+  sources: dict[str, str] = {}
+  wanted = ['__init__']
+  while wanted:
+    name = wanted.pop()
+    sources[name] = ROWS if name == 'implementations' else (folder / f'{name}.py').read_text()
+    wanted += _siblings(sources[name]) - sources.keys()
+  return {f'{name}.py': from_home(source, f'{package}.kernels') for name, source in sorted(sources.items())}
+
+
+def _siblings(source: str) -> set[str]:
+  """Returns the modules of the kernels that one of them imports."""
+  found = set()
+  for node in ast.walk(syntax.parse(source)):
+    if isinstance(node, ast.ImportFrom) and node.module == KERNELS:
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom) and (node.module or '').startswith(f'{KERNELS}.'):
+      found.add((node.module or '').split('.')[1])
+  return found
 
 
 def from_home(source: str, home: str) -> str:

@@ -59,6 +59,8 @@ def test_vendored_kernels_need_jax_alone():
         assert name.partition('.')[0] not in ('pallas_kernels', 'asiarch_jax'), f'{path} imports {name}'
         if name.startswith('found.kernels.'):
           assert f'{name.split(".")[2]}.py' in made
+        if name == 'found.kernels' and isinstance(node, ast.ImportFrom):
+          assert {f'{alias.name}.py' for alias in node.names} <= made.keys(), f'{path} imports what is not brought'
 
 
 @pytest.mark.parametrize('vendor', [False, True])

@@ -27,6 +27,30 @@ def laid_out(spec, drawn, ids):
   return layout, Operands(*(drawn[x] for x in 'qkv'), rows['beta'], rows.get('log_decay'), state, run)
 
 
+def gates_of(layout, log_decay, run_BT):
+  """Returns the gates of all chunks, as `gpu_gram` makes them."""
+  B, N, HV = layout.B, layout.N, layout.HV
+  rise = fall = jnp.ones((B, HV, N, CHUNK), jnp.float32)
+  run_BNC, before_BN1, total = None, None, None
+  if run_BT is not None:
+    run_BNC = run_BT.reshape(B, 1, N, CHUNK)
+    before_BN1 = jnp.pad(run_BNC[:, :, :-1, -1:], [(0, 0), (0, 0), (1, 0), (0, 0)])
+  if log_decay is not None and layout.decay == 'scalar':
+    i, j = (lax.broadcasted_iota(jnp.int32, (CHUNK, CHUNK), axis) for axis in (0, 1))
+    counted = i >= j
+    if run_BNC is not None:
+      counted = counted & (run_BNC[..., :, None] == run_BNC[..., None, :])
+    steps = (log_decay * gpu_layout.LOG2_E).reshape(B, HV, N, CHUNK)
+    # As products and sums of its own, in full precision: a matrix product of float32 would be one of 10 bits here.
+    total = jnp.sum(jnp.where(counted, steps[..., None, :], 0.0), -1)
+    rise, fall = jnp.exp2(total), jnp.exp2(jnp.minimum(total[..., -1:] - total, 0.0))
+    total = total.reshape(B, HV, layout.tokens)
+  if run_BNC is not None:
+    rise = jnp.where(run_BNC == before_BN1, rise, 0.0)
+    fall = jnp.where(run_BNC == run_BNC[..., -1:], fall, 0.0)
+  return gpu_layout.Gates(total, jnp.stack([rise, fall, rise * layout.scale], 3))
+
+
 def swept(layout, operands, gates):
   """Returns (o, S^T after the last token, what the forward kernels keep), chunk after chunk."""
   B, N, HV = layout.B, layout.N, layout.HV
@@ -202,7 +226,7 @@ def test_the_equations_are_the_derivative_of_the_xla_form(name):
 
     def twin(drawn, do, dlast):
       layout, operands = laid_out(spec, drawn, ids)
-      gates = gpu_layout.gates(layout, operands.log_decay, operands.run)
+      gates = gates_of(layout, operands.log_decay, operands.run)
       gates = jax.tree.map(lambda x: x.astype(jnp.float64), gates)
       o, last, kept = swept(layout, operands, gates)
       back = reversed_sweep(layout, operands, gates, kept, do, dlast)
