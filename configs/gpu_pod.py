@@ -10,55 +10,21 @@ Result:   not run yet
 """
 
 import dataclasses
+import pathlib
+import runpy
 
 from asiarch_jax import config
 
-MICROBATCHES = 4
-
 
 def get_config():
-  """Returns configs/asi_arch.py's search for GPUs of 80 GB: rows in parts, since logits of 50,257 ids are large.
-
-  With two replicas a candidate has half of the GPUs for each; a device's rows go through in MICROBATCHES parts, whose
-  gradients are summed. A job is run on all hosts at once, and is run again where one is lost.
-  """
-  experiment = config.Experiment()
-  model = config.Model(
-    width=256, layers=8, heads=8, mlp_width=768, vocabulary=50_257, tied=False, dtype='bfloat16', init_stddev=0.02
-  )  # fmt: skip
-  training = dataclasses.replace(
-    experiment.training,
-    steps=2000,
-    batch=256,
-    length=2048,
-    seeds=2,
-    learning_rates=(3e-4,),
-    warmup=0.5,
-    decay=0.2,
-    weight_decay=0.1,
-    microbatches=MICROBATCHES,
-    checkpoint_every=500,
-  )
+  """Returns configs/tpu_pod.py's search for GPUs of 80 GB, which hold what a block leaves for its backward pass."""
+  pod = runpy.run_path(str(pathlib.Path(__file__).with_name('tpu_pod.py')))
+  experiment = config.from_dict(pod['get_config']())
   return config.as_config_dict(
     dataclasses.replace(
       experiment,
       name='gpu_pod',
-      model=model,
-      training=training,
-      evaluation=config.Evaluation(validation_windows=256, test_windows=512, batch=32),
-      tasks=dataclasses.replace(experiment.tasks, names=('recall_slice',), steps=10),
-      checks=dataclasses.replace(experiment.checks, lengths=(1, 37, 64, 129, 512), seconds=600.0),
-      runner=dataclasses.replace(
-        experiment.runner,
-        kind='spmd',
-        platform='cuda',
-        join_seconds=900.0,
-        wall_seconds=6 * 3600.0,
-        heartbeat_seconds=1200.0,
-        memory_gib=64.0,
-        file_mib=4096.0,
-      ),
-      ladder=(),
-      rungs={},
+      model=dataclasses.replace(experiment.model, remat=False, remat_saves='nothing'),
+      runner=dataclasses.replace(experiment.runner, platform='cuda'),
     )
   )

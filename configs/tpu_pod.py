@@ -10,6 +10,8 @@ Result:   not run yet. Compiled ahead of time for DeltaNet: 4.9 of 16 GiB a chip
 """
 
 import dataclasses
+import pathlib
+import runpy
 
 from asiarch_jax import config
 
@@ -17,48 +19,21 @@ MICROBATCHES = 4
 
 
 def get_config():
-  """Returns configs/asi_arch.py's search for chips of 16 GiB: rows in parts, since logits of 50,257 ids are large.
+  """Returns the search of configs/asi_arch.py for chips of 16 GiB, without the rungs above it.
 
-  With two replicas a candidate has half of the chips for each; a device's rows go through in MICROBATCHES parts, whose
-  gradients are summed. A job is run on all hosts at once, and is run again where one is lost.
+  Rows go through in MICROBATCHES parts, whose gradients are summed, since logits of 50,257 ids are large. With two
+  replicas a candidate has half of the chips for each. A job is run on all hosts at once, and is run again where one is
+  lost.
   """
-  experiment = config.Experiment()
-  model = config.Model(
-    width=256, layers=8, heads=8, mlp_width=768, vocabulary=50_257, tied=False, dtype='bfloat16', init_stddev=0.02,
-    remat=True, remat_saves='both',
-  )  # fmt: skip
-  training = dataclasses.replace(
-    experiment.training,
-    steps=2000,
-    batch=256,
-    length=2048,
-    seeds=2,
-    learning_rates=(3e-4,),
-    warmup=0.5,
-    decay=0.2,
-    weight_decay=0.1,
-    microbatches=MICROBATCHES,
-    checkpoint_every=500,
-  )
+  paper = runpy.run_path(str(pathlib.Path(__file__).with_name('asi_arch.py')))
+  experiment = config.from_dict(paper['get_config']())
   return config.as_config_dict(
     dataclasses.replace(
       experiment,
       name='tpu_pod',
-      model=model,
-      training=training,
-      evaluation=config.Evaluation(validation_windows=256, test_windows=512, batch=32),
-      tasks=dataclasses.replace(experiment.tasks, names=('recall_slice',), steps=10),
-      checks=dataclasses.replace(experiment.checks, lengths=(1, 37, 64, 129, 512), seconds=600.0),
-      runner=dataclasses.replace(
-        experiment.runner,
-        kind='spmd',
-        platform='tpu',
-        join_seconds=900.0,
-        wall_seconds=6 * 3600.0,
-        heartbeat_seconds=1200.0,
-        memory_gib=64.0,
-        file_mib=4096.0,
-      ),
+      model=dataclasses.replace(experiment.model, remat=True, remat_saves='both'),
+      training=dataclasses.replace(experiment.training, microbatches=MICROBATCHES),
+      runner=dataclasses.replace(experiment.runner, kind='spmd', platform='tpu', join_seconds=900.0, file_mib=4096.0),
       ladder=(),
       rungs={},
     )
