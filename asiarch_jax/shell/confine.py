@@ -119,14 +119,7 @@ def under_sandlock(spec):
   """Returns the status of the worker under Landlock and seccomp."""
   import sandlock
 
-  hosts, names = list(spec['peers']), []
-  if hosts:
-    # Gloo looks up the name of its own host, and sandlock shows a worker another one, and an /etc/hosts of the names
-    # that it may reach.
-    with contextlib.suppress(OSError):
-      names = [socket.gethostname()]
-      found = socket.getaddrinfo(names[0], None, type=socket.SOCK_STREAM)
-      hosts += {address[0] for *_, address in found} - set(hosts)
+  hosts, name = spec['peers'], own_name(spec['peers'])
   settings = {
     'fs_readable': spec['readable'],
     'fs_writable': spec['writable'],
@@ -134,17 +127,17 @@ def under_sandlock(spec):
     'max_processes': spec['processes'],
     'clean_env': False,
     'cwd': spec['directory'],
-    'net_allow': [f'tcp://[{host}]:*' if ':' in host else f'tcp://{host}:*' for host in (*hosts, *names)],
-    'net_allow_bind': ['*'] if spec['peers'] else [],
+    'net_allow': [f'tcp://[{host}]:*' if ':' in host else f'tcp://{host}:*' for host in (*hosts, name) if host],
+    'net_allow_bind': ['*'] if hosts else [],
     'net_deny': [
       f'{f"[{host}]" if ":" in host else host}:{",".join(map(str, (*range(1, 1024), *spec["forbidden"])))}'
       for host in hosts
     ],
   }
   try:
-    child = sandlock.Sandbox(**settings, name=names[0] if names else None).popen(spec['command'])
+    child = sandlock.Sandbox(**settings, name=name).popen(spec['command'])
   except RuntimeError:
-    if not names:
+    if name is None:
       raise
     # Another worker of this host has the name: this one computes with its peers by what needs no look-up.
     child = sandlock.Sandbox(**settings).popen(spec['command'])
@@ -157,6 +150,19 @@ def under_sandlock(spec):
   if getattr(ended.reason, 'name', '') == 'KILLED':  # by SIGKILL, for which it names no signal
     return 128 + signal.SIGKILL
   return 128 + ended.signal if ended.signal > 0 else ended.exit_code & 255
+
+
+def own_name(peers):
+  """Returns this host's name where it stands for peers and nothing else, else None.
+
+  Gloo looks up the name of its own host; sandlock shows a worker another one, and an /etc/hosts of the names that it
+  may reach.
+  """
+  with contextlib.suppress(OSError):
+    found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM) if peers else []
+    if found and {address[0] for *_, address in found} <= set(peers):
+      return socket.gethostname()
+  return None
 
 
 def unjailed(libc, spec):

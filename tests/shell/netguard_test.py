@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from asiarch_jax.shell import netguard, sandbox
+from asiarch_jax.shell import confine, netguard, sandbox
 
 INSIDE = """
 import errno, json, socket, sys
@@ -127,6 +127,26 @@ def test_an_address_is_a_peers_or_is_not(family, host, port, size, reached):
   address = int(family).to_bytes(2, 'little') + port.to_bytes(2, 'big') + (bytes(4) if six else b'') + packed
   allowed = {netguard.binary('10.0.0.2'), netguard.binary('fd00::2')}
   assert netguard.reached(address.ljust(28, b'\0')[:size], allowed, {8477}) is reached
+
+
+@pytest.mark.parametrize(
+  'peers, addresses, named',
+  [
+    (('10.0.0.2', '10.0.0.3'), ['10.0.0.2'], True),
+    (('10.0.0.2',), ['127.0.1.1'], False),
+    (('10.0.0.2',), ['10.0.0.2', '127.0.0.1'], False),
+    (('10.0.0.2',), [], False),
+    ((), ['10.0.0.2'], False),
+  ],
+)
+def test_a_host_has_a_name_where_that_opens_no_more_than_peers(monkeypatch, peers, addresses, named):
+  def looked_up(*_, **__):
+    if not addresses:
+      raise socket.gaierror(socket.EAI_AGAIN, 'nobody knows')
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, '', (one, 0)) for one in addresses]
+
+  monkeypatch.setattr(socket, 'getaddrinfo', looked_up)
+  assert confine.own_name(peers) == (socket.gethostname() if named else None)
 
 
 def test_an_architecture_without_numbers_is_said(monkeypatch):
