@@ -334,10 +334,9 @@ def fla_timing(case: Case) -> tuple[Timing, dict[str, float]]:
       run()
     torch.cuda.current_stream().wait_stream(side)
     with torch.cuda.graph(graph):
-      kept = run()
+      run()
     replayed = queued(lambda: (graph.replay(), cache.zero_()), cache.zero_, lambda _: torch.cuda.synchronize())
     timings.append(timing(replayed, 'graph replay'))
-    del graph, kept
   except RuntimeError as refused:
     print(f'{case.name}: no CUDA graph ({str(refused).splitlines()[0]})', file=sys.stderr)
     torch.cuda.synchronize()
