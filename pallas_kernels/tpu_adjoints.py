@@ -47,7 +47,7 @@ from jax import lax
 from pallas_kernels import tpu_grams, tpu_math
 from pallas_kernels.tpu_forward import Layout
 from pallas_kernels.tpu_grams import Turned
-from pallas_kernels.tpu_math import column_sums, each, sums_as_row, sums_by, times, turned_across, wide
+from pallas_kernels.tpu_math import Grid, column_sums, each, sums_as_row, sums_by, times, turned_across, wide
 
 Array = jax.Array
 
@@ -180,7 +180,7 @@ def _head_totals(x: Chunk, q, k, minus_beta_k, sums: Turned, z_out: list[Array],
   return [jnp.where(last_1C, a + b, a) for a, b in zip(totals, whole, strict=True)]
 
 
-def _head_gates(layout: Layout, log_decay_HC: Array | None, run_1C: Array | None, grid: tpu_math.Grid) -> tpu_math.Gates:
+def _head_gates(layout: Layout, log_decay_HC: Array | None, run_1C: Array | None, grid: Grid) -> tpu_math.Gates:
   """Returns what `tpu_math.scalar_gates` does, its columns by `turned_across`."""
   heads, lanes, total_HC, decay = layout.heads, max(layout.C, layout.K, layout.V), None, None
   rise_HC = fall_HC = jnp.ones((1, layout.C), jnp.float32)
