@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from asiarch_jax.shell import corpus
 from tests.cli import ROOT
 
 
+@pytest.mark.sweep  # a share of a time: said by a benchmark, and no gate of a change
 def test_input_takes_less_than_a_hundredth_of_a_step(tmp_path):
   corpus.prepare('docs', tmp_path / 'docs')
   done = subprocess.run(

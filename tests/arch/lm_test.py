@@ -201,7 +201,7 @@ def kept_by(saves, capsys):
   def loss(parameters):
     return host.apply({'params': parameters}, tokens).astype(jnp.float32).var()
 
-  gradient = jax.grad(loss)(parameters)
+  gradient = jax.jit(jax.grad(loss))(parameters)
   capsys.readouterr()
   jax.ad_checkpoint.print_saved_residuals(loss, parameters)
   return gradient, capsys.readouterr().out

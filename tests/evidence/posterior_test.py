@@ -64,8 +64,10 @@ def test_intervals_cover_over_two_thousand_searches(name):
 
 
 def test_a_baseline_noisier_than_the_candidates_widens_every_interval_and_its_own_floor_tells():
-  """Seeds that move all candidates alike are the baseline's; three of them say little, nine replicas of it say more."""
-  assert covered(40, **SEARCHES['the baseline is three times as noisy']) >= 0.85
+  """Seeds that move all candidates alike are the baseline's; three of them say little, nine replicas of it say more.
+
+  That the intervals then cover is in the sweep.
+  """
   _, observed = search(np.random.default_rng(2), 12, 3)
   widths = [
     float(np.mean([one.high - one.low for one in posterior.posteriors(observed, noise=noise)]))

@@ -44,7 +44,8 @@ def together(processes):
   return json.loads(said[0][0].splitlines()[-1])
 
 
-@pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.sweep)])
+@pytest.mark.sweep  # a command on two hosts does in tests/spmd_search_test.py what this does without jails
+@pytest.mark.parametrize('processes', [2, 4])
 def test_several_processes_give_the_losses_of_one(processes):
   found = together(processes)
   for name, seeds, mesh in (

@@ -22,8 +22,10 @@ def test_parameters_shared_out_give_the_losses_of_one_device(eight_devices, name
   np.testing.assert_allclose(found['kernel'], alone['kernel'], atol=2e-5)
 
 
-@pytest.mark.parametrize('layout', ['map', 'vmap'])
-@pytest.mark.parametrize('microbatches', [2, 4])
+@pytest.mark.parametrize(
+  'layout, microbatches',
+  [('map', 2), ('vmap', 4), *(pytest.param(*one, marks=pytest.mark.sweep) for one in (('map', 4), ('vmap', 2)))],
+)
 def test_gradients_summed_over_parts_of_a_batch_give_its_losses(layout, microbatches):
   found, alone = (
     across_devices.losses(1, 1, seeds=2, microbatches=parts, layout=layout) for parts in (microbatches, 1)
