@@ -38,7 +38,7 @@ from pallas_kernels.gpu_math import (
 
 Array = jax.Array
 # Of three warpgroups, which begin with 168 a lane each and share those; two have enough without a division.
-STATE_REGISTERS, OUTPUT_REGISTERS = 192, 120
+STATE_REGISTERS, OUTPUT_REGISTERS = 184, 136
 
 
 class Swept(NamedTuple):
