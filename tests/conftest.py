@@ -12,6 +12,21 @@ import pytest
 
 from tests.cli import ROOT, asiarch
 
+# Each program of a test runs once or twice, so compiling costs more than running; without the fusion emitters, which
+# write MLIR for LLVM, it takes a third. Workers, whose environment is their own, and the sweep compile as users do.
+QUICK = (
+  '--xla_backend_optimization_level=0',
+  '--xla_llvm_disable_expensive_passes=true',
+  '--xla_cpu_use_fusion_emitters=false',
+  '--xla_cpu_parallel_codegen_split_count=1',
+)
+
+
+def pytest_configure(config):
+  """Compiles quickly, unless XLA_FLAGS says something: `XLA_FLAGS=' ' make test` compiles as users do."""
+  if config.option.markexpr != 'sweep':
+    os.environ.setdefault('XLA_FLAGS', ' '.join(QUICK))
+
 
 @pytest.fixture(scope='session')
 def smoke(tmp_path_factory):

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import IMPLEMENTATIONS, causal_conv, delta_rule, specs
+from tests.devices import forced
 from tests.pallas_kernels import across_shards, draws
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -21,9 +21,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 @functools.cache
 def eight_devices(run):
   """What `across_shards` prints on eight forced devices; a deadlock is a timeout here."""
-  environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'}
   command = [sys.executable, '-m', 'tests.pallas_kernels.across_shards', run]
-  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+  done = subprocess.run(command, cwd=ROOT, env=forced(8), capture_output=True, text=True, timeout=500)
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1])
 

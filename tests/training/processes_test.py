@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.devices import forced
 from tests.training import across_devices
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -25,12 +26,11 @@ def free_port():
 
 def together(processes):
   """Returns what the first of the processes prints; a hang is a timeout, and none is left behind."""
-  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
   coordinator = f'127.0.0.1:{free_port()}'
   started = [
     subprocess.Popen(
       [sys.executable, '-m', 'tests.training.across_processes', coordinator, str(processes), str(process)],
-      cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+      cwd=ROOT, env=forced(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )
     for process in range(processes)
   ]  # fmt: skip

@@ -1,5 +1,4 @@
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from asiarch_jax.training import monitor, train
+from tests.devices import forced
 from tests.training import across_devices, tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -29,9 +29,8 @@ def test_the_loss_of_a_copy_problem_falls():
 @pytest.fixture(scope='module')
 def eight_devices():
   """What `across_devices` prints on eight forced devices; a deadlock is a timeout here."""
-  environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'}
   command = [sys.executable, '-m', 'tests.training.across_devices']
-  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+  done = subprocess.run(command, cwd=ROOT, env=forced(8), capture_output=True, text=True, timeout=240)
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1])
 
