@@ -2,8 +2,8 @@
 
 Command:  asiarch search --config=configs/default.py --workdir=runs/default      (make search)
 Hardware: 2 CPU cores, 2 GiB
-Time:     8 minutes after set-up (15 outcomes) when the baseline had three replicas; not timed with eight
-Result:   8 of 12 proposals better than delta_net with an interval that excludes zero (2026-11-23, three replicas)
+Time:     11 minutes after set-up (15 outcomes)
+Result:   8 of 12 proposals better than delta_net with an interval that excludes zero (2026-11-26)
 """
 
 import dataclasses
