@@ -396,7 +396,7 @@ def leaderboard(outcomes: Sequence[Outcome], baseline: str, band: float | None, 
   return Drawing(
     'leaderboard',
     'Leaderboard',
-    'Best held-out text first. Blue: shown better; orange: shown worse; grey: cannot be told.',
+    'Best held-out text first. Blue: measured better; orange: measured worse; grey: cannot be told.',
     f'The {len(rows)} best entries with intervals.',
     figure,
   )

@@ -41,7 +41,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Cited:
-  """A paper with the outcomes that took an idea from it: measured entries, those of them shown better, rejections."""
+  """A paper with the outcomes that took an idea from it: measured entries, the better of them, rejections."""
 
   paper: str
   entries: int

@@ -195,9 +195,7 @@ def _headline(outcomes: Sequence[Outcome], baseline: str) -> str:
   judged = [entry for entry in ranked(candidates) if entry.evidence is not None]
   shown = [entry for entry in judged if verdict(entry) == 'better']
   if judged and not shown:
-    said.append(
-      f'<strong>None is shown to be better than {escape(baseline)}</strong>: no interval lies wholly above zero.'
-    )
+    said.append(f'<strong>None measured better than {escape(baseline)}</strong>: no interval lies wholly above zero.')
   elif shown:
     verb = 'is' if len(shown) == 1 else 'are'
     said.append(
@@ -221,7 +219,7 @@ def _tiles(outcomes: Sequence[Outcome]) -> str:
   proposals = len(candidates) + rejected
   tiles = [
     ('Proposals', f'{proposals}', f'{len(candidates)} measured, {rejected} rejected'),
-    ('Shown better', f'{shown}', f'of {len(candidates)} measured'),
+    ('Measured better', f'{shown}', f'of {len(candidates)} measured'),
     ('Best improvement', signed(gain) if gain is not None else '–', 'bits per byte, held out'),
     ('Accelerator time', duration(accelerator), 'devices × time they were held'),
     ('Time in workers', duration(wall), f'{duration(wall / len(outcomes))} an outcome' if outcomes else 'none yet'),
@@ -245,7 +243,7 @@ def _best(outcomes: Sequence[Outcome], baseline: str) -> str:
   sure = {
     'better': 'Its interval excludes zero.',
     'not distinguishable': f'Its interval contains zero: it is not shown to be better than {baseline}.',
-    'worse': f'It is shown to be worse than {baseline}.',
+    'worse': f'It measured worse than {baseline}.',
   }.get(verdict(leader), '')
   text = (
     f'<p>Of the candidates, {link(leader)} is best on held-out text: {interval(leader.evidence)} bits per byte over '

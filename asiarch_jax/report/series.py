@@ -99,7 +99,7 @@ def verdict(entry: Entry) -> str:
 
 
 def is_better(outcome: Outcome) -> bool:
-  """Says whether an outcome is an entry that is shown to be better than the baseline."""
+  """Says whether an outcome is an entry that measured better than the baseline."""
   return isinstance(outcome, Entry) and verdict(outcome) == 'better'
 
 

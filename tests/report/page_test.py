@@ -323,7 +323,7 @@ def test_any_archive_has_a_report(tmp_path, name):
 def test_it_says_when_nothing_is_shown_to_be_better(tmp_path):
   _, reader = written(ARCHIVES['all worse'], tmp_path)
   text = ' '.join(''.join(reader.text).split())
-  assert 'None is shown to be better than delta_net' in text and 'It is shown to be worse' in text
+  assert 'None measured better than delta_net' in text and 'It measured worse' in text
 
 
 def test_an_interval_without_limit_is_drawn_open_and_said(tmp_path):
