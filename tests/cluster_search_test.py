@@ -12,7 +12,8 @@ pytest.importorskip('ray', reason='the extra [cluster] is not installed: make cl
 def test_a_search_runs_on_the_cluster_of_this_machine(tmp_path):
   process = asiarch(
     'search', '--config=configs/smoke.py', f'--workdir={tmp_path}', '--config.runner.kind=cluster',
-    '--config.runner.workers=2', '--config.search.in_flight=2', '--cycles=5', '--json', timeout=900,
+    '--config.runner.address=local', '--config.runner.workers=2', '--config.search.in_flight=2', '--cycles=5', '--json',
+    timeout=900,
   )  # fmt: skip
   assert process.returncode == 0, process.stderr
   outcomes = json.loads(process.stdout)['outcomes']
