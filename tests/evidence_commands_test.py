@@ -321,6 +321,7 @@ def test_two_hundred_copies_of_the_baseline_promote_few_and_claim_none(use, tmp_
 
 
 @pytest.mark.sweep
+@pytest.mark.timeout(3600)
 def test_with_real_workers(tmp_path):
   work = f'--workdir={tmp_path}'
   assert asiarch('search', '--config=configs/smoke.py', work, '--cycles=5', timeout=900).returncode == 0
