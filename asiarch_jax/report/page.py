@@ -242,7 +242,7 @@ def _best(outcomes: Sequence[Outcome], baseline: str) -> str:
   parents = [outcome for outcome in outcomes if outcome.id == leader.proposal.parent_id]
   sure = {
     'better': 'Its interval excludes zero.',
-    'not distinguishable': f'Its interval contains zero: it is not shown to be better than {baseline}.',
+    'not distinguishable': f'Its interval contains zero: it did not measure better than {baseline}.',
     'worse': f'It measured worse than {baseline}.',
   }.get(verdict(leader), '')
   text = (
