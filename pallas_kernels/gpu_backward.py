@@ -26,7 +26,7 @@ def backward(
     dlast: that of the final state, transposed, [B, HV, V, K].
   """
   do = do.astype(jnp.bfloat16)
-  tiles = tiling.gpu_tiles(layout.B * layout.HV, layout.V)
+  tiles = tiling.gpu_tiles(layout.B * layout.HV, layout.K, layout.V)
   back = gpu_reverse.reverse(layout, operands, gates, kept, do, dlast, tiles=tiles)
   if isinstance(gates, Channels):
     return gpu_channels.gradients(layout, operands, kept, back, do)

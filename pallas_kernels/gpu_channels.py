@@ -1,70 +1,272 @@
-"""The gradients of the operands of a delta rule with a decay a channel, on Hopper GPUs, once both sweeps are done.
+"""The gradients of a delta rule with a decay a channel, on Hopper GPUs, chunk by chunk, once both sweeps are done.
 
-XLA makes them, for all chunks at once: products of what the sweeps left are the cotangents of the factors of a chunk
-(`xla.Factors`), and those of the operands follow by the derivative of the factors.
+In the terms of `gpu_gradient`, with E = -tril(dr u^T, -1) and F = scale tril(do u^T), which all channels share, and the
+decay of each channel between the tokens of a pair,
+
+    x_i = sum_j E_ij e^(G_i - G_j) k_j - (e^G (dr S^T))_i
+    y_i = sum_j F_ij e^(G_i - G_j) k_j + scale (e^G (do S^T))_i
+    z_j = sum_i e^(G_i - G_j) (E_ij beta_i k_i + F_ij q_i)     w = e^(G_C - G) (u dS'^T)
+    dq = y    dk = beta x + z + w    dv = beta dr    dbeta = <k, x> + <v, dr>    dG = q y + beta k x - k z
+    dlog_decay_t = sum_(i >= t) dG_i + sum_(i < t) k_i w_i + e^(G_C) sum_v S dS'
+
+where sums end at the borders of runs. The sums are written so that nothing in them cancels but dG, in which a pair of
+tokens enters once with each sign, each time as the product of the very factors, rounded, that met (see `tpu_adjoints`).
+
+Each block of the grid takes one chunk of one value head. Its two warpgroups make E and F, one each, and then the
+gradients of half of the channels each, `PART` at a time, level by level of `gpu_levels`.
 """
 
 from __future__ import annotations
 
-import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import xla
-from pallas_kernels.gpu_gradient import Kept, Reversed
+from pallas_kernels import gpu_levels
+from pallas_kernels.gpu_gradient import Kept, Reversed, grouped
 from pallas_kernels.gpu_layout import CHUNK, Layout, Operands
+from pallas_kernels.gpu_levels import PART, SQUARE, Place, widened
+from pallas_kernels.gpu_math import LANES, ROWS, added_product, down, kernel, load, load_turned, matrix, product
 
 Array = jax.Array
+GROUPS = 2
+E, F, E_TURNED, F_TURNED = range(4)
+K_MET, WRITE_MET, QUERY_MET = range(gpu_levels.PIECES)  # factors of a level, where `pieces` of a sum lie at other times
+
+
+class Found(NamedTuple):
+  """What the kernel writes: dq, dk [B, T, HV, K] of each value head, dv [B, T, HV, V], dlog_decay [B, T, HV, K] in
+  float32, and parts of dbeta [B, HV, N, parts, C] in float32."""
+
+  q: Array
+  k: Array
+  v: Array
+  log_decay: Array
+  beta: Array
 
 
 def gradients(layout: Layout, operands: Operands, kept: Kept, back: Reversed, do: Array) -> Operands:
-  """Returns the cotangents of `operands` (None of `run`), the sums in the type of beta."""
-  B, N, T, H, HV = layout.B, layout.N, layout.tokens, layout.H, layout.HV
-  wide = operands.beta.dtype
+  """Returns the cotangents of `operands` (None of `run`)."""
+  return collected(layout, back, found(layout, operands, kept, back, do))
 
-  def chunks(x_BTHD):
-    """Returns [B, HV, N, 1, C, D]; key heads are repeated."""
-    x = jnp.repeat(x_BTHD, HV // x_BTHD.shape[2], 2).reshape(B, N, CHUNK, HV, 1, -1)
-    return x.transpose(0, 3, 1, 4, 2, 5)
 
-  def tokens(x_BHNC):
-    return x_BHNC.transpose(0, 2, 4, 1, 3, 5).reshape(B, T, HV, -1)
+def collected(layout: Layout, back: Reversed, got: Found) -> Operands:
+  """Returns the cotangents of the operands: of key heads summed over those that read them."""
+  dbeta = got.beta.sum(3).reshape(layout.B, layout.HV, layout.tokens)
+  return Operands(grouped(layout, got.q), grouped(layout, got.k), got.v, dbeta, got.log_decay, back.dstate, None)
 
-  def grouped(x_BHNC, like):
-    x = tokens(x_BHNC)
-    return x.reshape(B, T, H, HV // H, -1).sum(3).astype(like.dtype) if H < HV else x.astype(like.dtype)
 
-  def dot(axes, a, b):
-    return jnp.einsum(axes, a, b, preferred_element_type=wide)[:, :, :, None]
+def found(layout: Layout, operands: Operands, kept: Kept, back: Reversed, do: Array) -> Found:
+  """Returns what the kernel makes of all chunks."""
+  B, N, HV, K, V, T = layout.B, layout.N, layout.HV, layout.K, layout.V, layout.tokens
+  given = {
+    **{name: getattr(operands, name) for name in ('q', 'k', 'v', 'beta', 'log_decay', 'run')},
+    'do': do,
+    'update': kept.update,
+    'dr': back.dr,
+    'states': kept.states,
+    'after': back.after,
+  }
+  given = {name: x for name, x in given.items() if x is not None}
+  values, keys, states = matrix((V, CHUNK)), gpu_levels.parts(K), gpu_levels.parts(K, V)
+  scratch = {
+    'do': matrix((CHUNK, V)),
+    'update': values,
+    'dr': values,
+    'q': keys,
+    'k': keys,
+    'states': states,
+    'after': states,
+    'met': matrix((4, *SQUARE)),
+    'steps': gpu_levels.pieces(GROUPS),
+    'factors': gpu_levels.pieces(GROUPS),
+    'values_here': plgpu.Barrier(num_arrivals=3),
+    'keys_here': plgpu.Barrier(num_arrivals=4 * K // PART),
+    'both_met': plgpu.Barrier(num_arrivals=GROUPS),
+  }
+  result = jax.ShapeDtypeStruct
 
-  do_BHNCV = chunks(do)[:, :, :, 0]
-  # As the fields of `xla.Factors`, and each as its field is: u = (I + lower)^-1 (v_in - k_in S), ...
-  cotangents = xla.Factors(
-    lower=-dot('bhnvi,bhnvj->bhnij', back.dr, kept.update),
-    read=dot('bhniv,bhnvj->bhnij', do_BHNCV, kept.update),
-    k_in=-dot('bhnvi,bhnvk->bhnik', back.dr, kept.states),
-    v_in=back.dr.swapaxes(3, 4).astype(wide)[:, :, :, None],
-    q_in=dot('bhniv,bhnvk->bhnik', do_BHNCV, kept.states),
-    k_out=dot('bhnvi,bhnvk->bhnik', kept.update, back.after),
-    keep=(kept.states.astype(wide) * back.after.astype(wide)).sum(3)[:, :, :, None, :, None],
+  def body(*refs, **here):
+    _block(layout, dict(zip(given, refs, strict=False)), Found(*refs[len(given) :]), here)
+
+  made = kernel(
+    body,
+    out_type=[
+      result((B, T, HV, K), jnp.bfloat16),
+      result((B, T, HV, K), jnp.bfloat16),
+      result((B, T, HV, V), jnp.bfloat16),
+      result((B, T, HV, K), jnp.float32),
+      result((B, HV, N, GROUPS + V // CHUNK, CHUNK), jnp.float32),
+    ],
+    grid=(HV, N, B),
+    grid_names=('head', 'chunk', 'row'),
+    num_threads=GROUPS,
+    thread_name='warpgroup',
+    scratch_types=scratch,
+    compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=LANES),
+    kernel_name='delta_rule_channel_gradient',
+  )(*given.values())
+  return Found(*made)
+
+
+def _block(layout: Layout, ins: dict, outs: Any, here: dict) -> None:
+  place = gpu_levels.place(ins)
+  b, h, n, tokens = place[:4]
+  group = lax.axis_index('warpgroup')
+
+  @pl.when(group == 0)
+  def _():
+    plgpu.copy_gmem_to_smem(ins['do'].at[b, tokens, h], here['do'], here['values_here'])
+    for name in ('update', 'dr'):
+      plgpu.copy_gmem_to_smem(ins[name].at[b, h, n], here[name], here['values_here'])
+    for part in range(layout.K // PART):
+      columns = pl.ds(part * PART, PART)
+      for name in ('q', 'k'):
+        source = ins[name].at[b, tokens, layout.key_head(h), columns]
+        plgpu.copy_gmem_to_smem(source, here[name].at[part], here['keys_here'])
+      for name in ('states', 'after'):
+        plgpu.copy_gmem_to_smem(ins[name].at[b, h, n, :, columns], here[name].at[part], here['keys_here'])
+
+  plgpu.barrier_wait(here['values_here'])
+
+  @pl.when(group == 0)
+  def _():
+    # The sign is in the mask: a fresh accumulator that is negated before it is multiplied came out as zeros on 0.11.2.
+    made, anew = product(load_turned(here['dr']), here['update']), place.anew()
+    _both_ways(here['met'], E, E_TURNED, made * jnp.where(anew.seen() & (anew.i > anew.j), -1.0, 0.0))
+
+  @pl.when(group == 1)
+  def _():
+    made = product(here['do'], here['update'])
+    _both_ways(here['met'], F, F_TURNED, made * jnp.where(place.anew().seen(), layout.scale, 0.0))
+
+  plgpu.barrier_arrive(here['both_met'])
+  beta = load(ins['beta'].at[b, h, tokens], ROWS, optimized=False)
+  _values(layout, ins, outs, here, place, group, beta)
+  plgpu.barrier_wait(here['both_met'])
+  plgpu.barrier_wait(here['keys_here'])
+  own = {**here, 'steps': here['steps'].at[group], 'factors': here['factors'].at[group]}
+  turns = layout.K // PART // GROUPS
+
+  def add_part(turn, dbeta):
+    return dbeta + _channels(layout, ins, outs, own, place, group * turns + turn, beta)
+
+  outs.beta.at[b, h, n, group][...] = lax.fori_loop(0, turns, add_part, beta * 0.0)
+
+
+def _both_ways(met: Any, slot: int, turned: int, x: Array) -> None:
+  """Writes x and its transpose to shared memory: turned once, it need not be at each level."""
+  met.at[slot][...] = x.astype(jnp.bfloat16)
+  plgpu.commit_smem()
+  met.at[turned][...] = load_turned(met.at[slot])
+  plgpu.commit_smem()
+
+
+def _values(layout: Layout, ins: dict, outs: Any, here: dict, place: Place, group: Any, beta: Array) -> None:
+  """Makes dv, and <v, dr>, of 64 columns of V."""
+  tiles = layout.V // CHUNK
+
+  @pl.when(group < tiles)
+  def _():
+    tile = jnp.minimum(group, tiles - 1)
+    columns = pl.ds(tile * CHUNK, CHUNK)
+    dr = load_turned(here['dr'].at[columns]).astype(jnp.float32)
+    values = ins['v'].at[place.b, place.tokens, place.h, columns]
+    v_dr = (load(values, plgpu.Layout.WGMMA, optimized=False).astype(jnp.float32) * dr).sum(1)
+    outs.beta.at[place.b, place.h, place.n, GROUPS + tile][...] = v_dr
+    outs.v.at[place.b, place.tokens, place.h, columns][...] = (dr * down(beta, SQUARE)).astype(jnp.bfloat16)
+
+
+def _channels(layout: Layout, ins: dict, outs: Any, here: dict, place: Place, part: Any, beta: Array) -> Array:
+  """Makes the gradients of `PART` channels; returns <k, x> over them."""
+  shape, columns = (CHUNK, PART), pl.ds(part * PART, PART)
+  steps, factors = here['steps'], here['factors']
+  gpu_levels.split(gpu_levels.wide_steps(ins['log_decay'].at[place.b, place.tokens, place.h, columns]), steps)
+
+  def operand(name):
+    return widened(load(here[name].at[part], plgpu.Layout.WGMMA))
+
+  def beta_k():
+    return operand('k') * down(beta, shape)
+
+  def decay(counts, mask=None):
+    anew = place.anew()
+    made = jnp.exp2(gpu_levels.summed(counts(anew.i, anew.j), steps))
+    return made if mask is None else made * down(mask, shape)
+
+  def within_run(counts, of):
+    """Returns sums of [C, PART] over the tokens j of the run of i that count."""
+    gpu_levels.split(of, factors)
+    anew = place.anew()
+    return gpu_levels.summed(counts(anew.i, anew.j) & anew.same_run(), factors)
+
+  rise = decay(lambda i, j: i >= j, place.sees)
+  x = product(load_turned(here['dr']), here['states'].at[part]) * (-1.0 * rise)
+  y = product(load(here['do'], plgpu.Layout.WGMMA), here['states'].at[part]) * (layout.scale * rise)
+  dG = operand('q') * y + beta_k() * x
+  anew = place.anew()
+  diagonal = load(here['met'].at[F], plgpu.Layout.WGMMA).astype(jnp.float32)  # in dG it cancels
+  diagonal = down(jnp.where(anew.i == anew.j, diagonal, 0.0).sum(1), shape)
+  x, y, z, dG = lax.fori_loop(
+    0,
+    gpu_levels.LEVELS,
+    lambda log_half, sums: _level(here, place, operand, beta_k, log_half, sums),
+    (x, y + diagonal * operand('k'), diagonal * operand('q'), dG),
   )
-  # One run, where there is none: so sums over tokens are products; as sums, XLA makes them ten times slower here.
-  run = (jnp.zeros((B, T), jnp.int32) if operands.run is None else operands.run).reshape(B, 1, N, 1, CHUNK)
-  runs = run, jnp.pad(run[:, :, :-1, :, -1:], [(0, 0), (0, 0), (1, 0), (0, 0), (0, 0)])
-  plan = xla.Plan(layout.scale, CHUNK, lax.Precision.DEFAULT if wide == jnp.float32 else lax.Precision.HIGHEST)
-  beta = operands.beta.reshape(B, HV, N, 1, CHUNK)
-  chunked = [chunks(x).astype(wide) for x in operands[:3]]
-  _, pull = jax.vjp(functools.partial(xla.factors_of, plan, runs), *chunked, beta, chunks(operands.log_decay))
-  # What is transposed while it is made is made an order of magnitude slower.
-  dq, dk, dv, dbeta, dlog_decay = lax.optimization_barrier(pull(cotangents))
-  return Operands(
-    grouped(dq, operands.q),
-    grouped(dk, operands.k),
-    tokens(dv).astype(operands.v.dtype),
-    dbeta.reshape(B, HV, T),
-    tokens(dlog_decay),
-    back.dstate,
-    None,
-  )
+  b, h, tokens = place.b, place.h, place.tokens
+  # Each is written when it is made: registers have no room for all at once.
+  outs.q.at[b, tokens, h, columns][...] = y.astype(jnp.bfloat16)
+  k_x = (operand('k') * x).sum(1)
+  w = product(load_turned(here['update']), here['after'].at[part]) * decay(lambda i, j: i < j, place.counts)
+  outs.k.at[b, tokens, h, columns][...] = (x * down(beta, shape) + z + w).astype(jnp.bfloat16)
+  dlog_decay = within_run(lambda i, j: i > j, operand('k') * w) + within_run(lambda i, j: i <= j, dG)
+  dlog_decay = dlog_decay + _ends(layout, here, place, part, beta, decay)
+  outs.log_decay.at[b, tokens, h, columns][...] = dlog_decay
+  return k_x
+
+
+def _ends(layout: Layout, here: dict, place: Place, part: Any, beta: Array, decay: Any) -> Array:
+  """Returns e^(G_C) sum_v S dS' of each channel, the same for all tokens: each step decays all of what is kept."""
+
+  def add_tile(tile, sums):
+    state, after = (
+      load(here[name].at[part, pl.ds(tile * CHUNK, CHUNK)], plgpu.Layout.WGMMA).astype(jnp.float32)
+      for name in ('states', 'after')
+    )
+    gpu_levels.split(state * after, here['factors'])
+    return sums + gpu_levels.summed(place.anew().i >= 0, here['factors'])
+
+  sums = lax.fori_loop(0, layout.V // CHUNK, add_tile, down(0.0 * beta, (CHUNK, PART)))
+  kept = decay(lambda i, j: i >= 0)
+  return sums * kept if place.survives is None else sums * kept * place.survives
+
+
+def _level(here: dict, place: Place, operand: Any, beta_k: Any, log_half: Any, sums: Any) -> Any:
+  """Returns the sums with the pairs of tokens that meet at one level."""
+  x, y, z, dG = sums
+  factors = here['factors']
+  between, _ = gpu_levels.level(place.anew(), log_half)
+  fall = jnp.exp2(gpu_levels.summed(between, here['steps']))
+  made = {K_MET: lambda: operand('k'), WRITE_MET: beta_k, QUERY_MET: lambda: operand('q')}
+  for slot, make in made.items():
+    factors.at[slot][...] = (make() * fall).astype(jnp.bfloat16)
+  plgpu.commit_smem()
+
+  def factor(slot):
+    return load(factors.at[slot], plgpu.Layout.WGMMA).astype(jnp.float32)
+
+  def met(slot):
+    _, pairs = gpu_levels.level(place.anew(), log_half)
+    return jnp.where(pairs, load(here['met'].at[slot], plgpu.Layout.WGMMA), jnp.bfloat16(0))
+
+  rows = product(met(E), factors.at[K_MET])
+  x, dG = x + fall * rows, dG + factor(WRITE_MET) * rows
+  rows = product(met(F), factors.at[K_MET])
+  y, dG = y + fall * rows, dG + factor(QUERY_MET) * rows
+  columns = product(met(E_TURNED), factors.at[WRITE_MET])
+  columns = added_product(columns, met(F_TURNED), factors.at[QUERY_MET])
+  return x, y, z + fall * columns, dG - factor(K_MET) * columns

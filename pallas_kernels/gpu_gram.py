@@ -20,13 +20,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import gpu_levels
 from pallas_kernels.gpu_layout import CHUNK, LOG2_E, NEVER, Layout
-from pallas_kernels.gpu_math import COLUMNS, LANES, ROWS, across, added_product, down, kernel, load, matrix, product
+from pallas_kernels.gpu_levels import PART, SQUARE, Place, widened
+from pallas_kernels.gpu_math import COLUMNS, LANES, across, down, kernel, load, matrix, product
 
 Array = jax.Array
-SQUARE = (CHUNK, CHUNK)
-PART = 32  # channels done at once where each has its own decay
-BAND = 8  # tokens less than this apart meet entry by entry there
 
 
 class Grams(NamedTuple):
@@ -65,7 +64,7 @@ def gram(
   given = {'q': q, 'k': k, 'beta': beta, 'log_decay': log_decay, 'run': run}
   given = {name: x for name, x in given.items() if x is not None}
   outputs = dict.fromkeys(('written', 'read', 'inverse')[: 3 if residuals else 2], square)
-  keys = matrix((K // PART, CHUNK, PART), width=PART) if channels else matrix((CHUNK, K))
+  keys = gpu_levels.parts(K) if channels else matrix((CHUNK, K))
   scratch = {'q_CK': keys, 'k_CK': keys}
   scratch |= {name: matrix((CHUNK, CHUNK), jnp.float16) for name in ('lower_CC', 'inverse_CC')}
   scratch |= {name: matrix((CHUNK, CHUNK)) for name in outputs}
@@ -75,10 +74,10 @@ def gram(
     outputs |= dict.fromkeys(('k_in', 'q_in', 'k_out'), result((B, layout.tokens, HV, K), jnp.bfloat16))
     outputs['keep'] = result((B, HV, N, K), jnp.float32)
     scratch |= {
+      'steps': gpu_levels.pieces(),
       'part': matrix((CHUNK, PART), width=PART),
-      'queries': matrix((CHUNK, PART), width=PART),
-      'totals': plgpu.SMEM((BAND + CHUNK, PART + 8), jnp.float32),
-      'keys': plgpu.SMEM((BAND + CHUNK, PART + 8), jnp.bfloat16),
+      **{name: matrix((CHUNK, PART), jnp.float16, width=PART) for name in ('keys', 'queries')},
+      'totals': plgpu.SMEM((CHUNK, PART + 8), jnp.float32),
     }
   else:
     outputs['factors'] = result((B, HV, N, 3, CHUNK), jnp.float32)
@@ -102,52 +101,8 @@ def gram(
   return Grams(**dict(zip(outputs, made, strict=True)))
 
 
-class Place(NamedTuple):
-  """A chunk's row of the batch, value head, number and tokens; of each pair of its tokens the numbers i and j.
-
-  Where there are segments, also the runs of its tokens; which tokens see the state that the chunk receives, and its end
-  them; and whether that state survives the chunk. None where all is seen.
-  """
-
-  b: Any
-  h: Any
-  n: Any
-  tokens: Any
-  i: Array
-  j: Array
-  run: Any = None
-  sees: Any = None
-  counts: Any = None
-  survives: Any = None
-
-  def seen(self) -> Array:
-    """Returns which pairs i, j there are of a token i that sees j."""
-    if self.run is None:
-      return self.i >= self.j
-    row, column = _spread(self.run)
-    return (self.i >= self.j) & (row == column)
-
-  def anew(self) -> Place:
-    """Returns the same for the compiler to see as another: what it makes of places it would keep, and find no room."""
-    return self._replace(i=self.i + lax.optimization_barrier(jnp.int32(0)))
-
-
-def _place(ins: dict) -> Place:
-  b, h, n = (lax.axis_index(axis) for axis in ('row', 'head', 'chunk'))
-  tokens = pl.ds(n * CHUNK, CHUNK)
-  i, j = (plgpu.broadcasted_iota(jnp.int32, SQUARE, axis, layout=plgpu.Layout.WGMMA) for axis in (0, 1))
-  if 'run' not in ins:
-    return Place(b, h, n, tokens, i, j)
-  run = ins['run'].at[b]
-  row = load(run.at[tokens], ROWS, optimized=False)
-  before = jnp.where(n > 0, run[jnp.maximum(n * CHUNK - 1, 0)], 0)
-  last = run[n * CHUNK + CHUNK - 1]
-  sees, counts = (jnp.where(row == x, 1.0, 0.0) for x in (before, last))
-  return Place(b, h, n, tokens, i, j, run.at[tokens], sees, counts, jnp.where(last == before, 1.0, 0.0))
-
-
 def _chunk(layout: Layout, ins: dict, outs: dict, here: dict) -> None:
-  place = _place(ins)
+  place = gpu_levels.place(ins)
   b, h, n, tokens = place[:4]
   for name in 'kq':
     source, target, arrived = ins[name].at[b, tokens, layout.key_head(h)], here[f'{name}_CK'], here[f'{name}_here']
@@ -158,9 +113,9 @@ def _chunk(layout: Layout, ins: dict, outs: dict, here: dict) -> None:
       plgpu.copy_gmem_to_smem(source.at[:, pl.ds(part * PART, PART)], target.at[part], arrived)
   if layout.decay == 'channel':  # which leaves no registers to hold the gates meanwhile
     lower, read = _channel_grams(layout, ins, outs, here, place)
-    beta_row, beta_column = _spread(ins['beta'].at[b, h, tokens])
+    beta_row, beta_column = gpu_levels.spread(ins['beta'].at[b, h, tokens])
   else:
-    beta_row, beta_column = _spread(ins['beta'].at[b, h, tokens])
+    beta_row, beta_column = gpu_levels.spread(ins['beta'].at[b, h, tokens])
     lower, read = _head_grams(layout, ins, outs, here, place)
   lower = jnp.where(place.i > place.j, lower * beta_row, 0.0)
   here['lower_CC'][...] = lower.astype(jnp.float16)
@@ -177,11 +132,6 @@ def _chunk(layout: Layout, ins: dict, outs: dict, here: dict) -> None:
   if 'total' in outs:
     plgpu.copy_smem_to_gmem(here['total'], outs['total'].at[b, h, tokens])
   plgpu.wait_smem_to_gmem(0)
-
-
-def _spread(ref: Any) -> tuple[Array, Array]:
-  """Returns an entry a token of a chunk twice, by rows and by columns."""
-  return down(load(ref, ROWS, optimized=False), SQUARE), across(load(ref, COLUMNS, optimized=False), SQUARE)
 
 
 def _unit_lower_inverse(lower: Array, lower_CC: Any, inverse_CC: Any, i: Array, j: Array) -> Array:
@@ -227,11 +177,10 @@ def _head_grams(layout: Layout, ins: dict, outs: dict, here: dict, place: Place)
 
 
 def _channel_grams(layout: Layout, ins: dict, outs: dict, here: dict, place: Place) -> tuple[Array, Any]:
-  """Returns what `_head_grams` does for a decay a channel, and writes the operands of the sweep, 32 channels at a time.
+  """Returns what `_head_grams` does for a decay a channel, and writes the operands of the sweep, a part at a time.
 
-  Tokens less than 8 apart meet channel by channel, entry by entry. Others meet by dyadic anchors, as in `chunk_math`:
-  a half block of 8, 16 or 32 tokens meets the one beside it through the last token m between them, so that
-  e^(G_i - G_m) and e^(G_m - G_j) are at most one whatever the decay.
+  What meets is rounded to float16, as the inverse that it goes into: to bfloat16, the error of the output is a fifth
+  larger on correlated keys.
   """
   plgpu.barrier_wait(here['k_here'])
   plgpu.barrier_wait(here['q_here'])
@@ -239,15 +188,35 @@ def _channel_grams(layout: Layout, ins: dict, outs: dict, here: dict, place: Pla
   def add_part(part, sums):
     kk, qk = sums
     columns = pl.ds(part * PART, PART)
+    gpu_levels.split(gpu_levels.wide_steps(ins['log_decay'].at[place.b, place.tokens, place.h, columns]), here['steps'])
+
+    def operand(name):
+      return widened(load(here[f'{name}_CK'].at[part], plgpu.Layout.WGMMA))
+
+    # No query need be as short as a key is, and float16 does not reach as far as bfloat16.
+    most = jnp.maximum(jnp.abs(operand('q')).max(1), 1e-30)
+
+    def add_level(log_half, sums):
+      kk, qk = sums
+      between, _ = gpu_levels.level(place.anew(), log_half)
+      fall = jnp.exp2(gpu_levels.summed(between, here['steps']))
+      here['keys'][...] = (operand('k') * fall).astype(jnp.float16)
+      here['queries'][...] = (operand('q') * down(1.0 / most, fall.shape) * fall).astype(jnp.float16)
+      plgpu.commit_smem()
+
+      def added(sum_, gram):
+        anew = place.anew()
+        _, met = gpu_levels.level(anew, log_half)
+        return sum_ + jnp.where(met & (anew.i > anew.j), gram, 0.0)
+
+      kk = added(kk, product(here['keys'], here['keys'].transpose((1, 0))))
+      qk_met = product(here['queries'], here['keys'].transpose((1, 0)))
+      return kk, added(qk, qk_met * down(most, SQUARE))
+
     anew = place.anew()
-    steps = load(ins['log_decay'].at[place.b, place.tokens, place.h, columns], plgpu.Layout.WGMMA, optimized=False)
-    total = _running_sum(steps * LOG2_E, here, anew)
-    here['totals'].at[pl.ds(BAND, CHUNK), pl.ds(0, PART)][...] = total
-    k, q = (load(here[f'{name}_CK'].at[part], plgpu.Layout.WGMMA) for name in 'kq')
-    here['keys'].at[pl.ds(BAND, CHUNK), pl.ds(0, PART)][...] = k
-    kk, qk = _near(kk, qk, k, q, total, here, anew)
-    kk, qk = _far(kk, qk, k, q, total, here, anew)
-    _operands(layout, outs, here, place, columns, k, q, total)
+    qk = qk + jnp.where(anew.i == anew.j, down((operand('q') * operand('k')).sum(1), SQUARE), 0.0)
+    kk, qk = lax.fori_loop(0, gpu_levels.LEVELS, add_level, (kk, qk))
+    _operands(layout, outs, here, place, columns, operand)
     return kk, qk
 
   zero = jnp.where(place.i == place.j, 0.0, 0.0)
@@ -255,83 +224,21 @@ def _channel_grams(layout: Layout, ins: dict, outs: dict, here: dict, place: Pla
   return jnp.where(place.anew().seen(), kk, 0.0), lambda: jnp.where(place.anew().seen(), qk, 0.0)
 
 
-def _running_sum(steps: Array, here: dict, place: Place) -> Array:
-  """Returns the inclusive sums of [C, 32] over the tokens of a run, as products with ones of three parts of 8 bits."""
-  counted = jnp.where(place.anew().seen(), 1.0, 0.0).astype(jnp.bfloat16)
-  total: Any = None
-  for _ in range(3):
-    narrow = steps.astype(jnp.bfloat16)
-    here['part'][...] = narrow
-    plgpu.commit_smem()
-    total = product(counted, here['part']) if total is None else added_product(total, counted, here['part'])
-    steps = steps - narrow.astype(jnp.float32)
-  return total
-
-
-def _widened(x: Array) -> Array:
-  """Returns x in float32, made anew, for the reason `Place.anew` has."""
-  return lax.optimization_barrier(x).astype(jnp.float32)
-
-
-def _near(kk: Array, qk: Array, k: Array, q: Array, total: Array, here: dict, place: Place) -> tuple[Array, Array]:
-  """Returns both sums with what tokens less than 8 apart add."""
-
-  def meet(back, sums):
-    kk, qk = sums
-    rows = pl.ds(BAND - back, CHUNK)
-
-    def earlier(name):
-      return load(here[name].at[rows, pl.ds(0, PART)], plgpu.Layout.WGMMA, optimized=False)
-
-    met = jnp.exp2(total - earlier('totals')) * earlier('keys').astype(jnp.float32)
-    apart = place.i - back == place.j
-    kk = jnp.where(apart, kk + down((_widened(k) * met).sum(1), SQUARE), kk)
-    qk = jnp.where(apart, qk + down((_widened(q) * met).sum(1), SQUARE), qk)
-    return kk, qk
-
-  qk = qk + jnp.where(place.i == place.j, down((_widened(q) * _widened(k)).sum(1), SQUARE), 0.0)
-  return lax.fori_loop(1, BAND, meet, (kk, qk))
-
-
-def _far(kk: Array, qk: Array, k: Array, q: Array, total: Array, here: dict, place: Place) -> tuple[Array, Array]:
-  """Returns both sums with what tokens further apart add."""
-  rows = plgpu.broadcasted_iota(jnp.int32, total.shape, 0, layout=plgpu.Layout.WGMMA)
-
-  def level(log_half, sums):
-    kk, qk = sums
-    half = jnp.left_shift(jnp.int32(1), log_half)
-    anchor: Any = None
-    for first in range(CHUNK - 2 * BAND, -1, -2 * BAND):  # of rows that share an anchor at every level
-      row = BAND + (jnp.int32(first) & -2 * half) + half - 1
-      row = across(load(here['totals'].at[row, pl.ds(0, PART)], COLUMNS, optimized=False), total.shape)
-      anchor = row if anchor is None else jnp.where(rows < first + 2 * BAND, row, anchor)
-    factor = jnp.exp2(-jnp.abs(total - anchor))
-    here['part'][...] = (_widened(k) * factor).astype(jnp.bfloat16)
-    here['queries'][...] = (_widened(q) * factor).astype(jnp.bfloat16)
-    plgpu.commit_smem()
-    earlier = here['part'].transpose((1, 0))
-
-    def added(sum_, gram):
-      anew = place.anew()
-      apart = anew.i ^ anew.j
-      return sum_ + jnp.where((apart >= half) & (apart < 2 * half) & (anew.i - BAND >= anew.j), gram, 0.0)
-
-    kk = added(kk, product(here['part'], earlier))
-    return kk, added(qk, product(here['queries'], earlier))
-
-  return lax.fori_loop(BAND.bit_length() - 1, CHUNK.bit_length() - 1, level, (kk, qk))
-
-
-def _operands(layout: Layout, outs, here, place: Place, columns, k: Array, q: Array, total: Array) -> None:
-  last = load(here['totals'].at[BAND + CHUNK - 1, pl.ds(0, PART)], COLUMNS, optimized=False)
+def _operands(layout: Layout, outs, here, place: Place, columns, operand: Any) -> None:
+  def summed(counts):
+    anew = place.anew()
+    return gpu_levels.summed(counts(anew.i, anew.j), here['steps'])
 
   def masked(x, mask):
     return x if mask is None else x * down(mask, x.shape)
 
+  total = summed(lambda i, j: i >= j)
+  here['totals'].at[:, pl.ds(0, PART)][...] = total
+  last = load(here['totals'].at[CHUNK - 1, pl.ds(0, PART)], COLUMNS, optimized=False)
   made = {
-    'k_in': lambda: masked(_widened(k) * jnp.exp2(total), place.sees),
-    'q_in': lambda: masked(_widened(q) * jnp.exp2(total) * layout.scale, place.sees),
-    'k_out': lambda: masked(_widened(k) * jnp.exp2(jnp.minimum(across(last, total.shape) - total, 0.0)), place.counts),
+    'k_in': lambda: masked(operand('k') * jnp.exp2(total), place.sees),
+    'q_in': lambda: masked(operand('q') * jnp.exp2(total) * layout.scale, place.sees),
+    'k_out': lambda: masked(operand('k') * jnp.exp2(summed(lambda i, j: i < j)), place.counts),
   }
   for name, make in made.items():
     here['part'][...] = make().astype(jnp.bfloat16)

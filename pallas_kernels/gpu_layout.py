@@ -19,7 +19,7 @@ LOG2_E = 1.4426950408889634
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """The static sizes of a call to the kernels: T is N chunks of 64 tokens; K and V are 64 or 128."""
+  """The static sizes of a call to the kernels: T is N chunks of 64 tokens; K and V are 64, 128 or 256."""
 
   B: int
   N: int

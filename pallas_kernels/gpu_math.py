@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -57,6 +58,17 @@ def product(a: Any, b: Any, meanwhile: Any = None) -> Any:
   return pl.run_scoped(made, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
 
 
+def summed_products(pairs: Sequence[tuple[Any, Any]]) -> Array:
+  """Returns the sum of a b over pairs of factors, as `product` does."""
+
+  def made(acc):
+    for a, b in pairs:
+      plgpu.wgmma(acc, a, b)
+    return acc[...]
+
+  return pl.run_scoped(made, plgpu.ACC((pairs[0][0].shape[0], pairs[0][1].shape[1]), jnp.float32))
+
+
 def added_product(sum_: Array, a: Any, b: Any, meanwhile: Any = None) -> Any:
   """Returns sum + a b, as `product` does."""
 
@@ -83,3 +95,9 @@ def down(x_M: Array, shape: tuple[int, ...]) -> Array:
 def across(x_N: Array, shape: tuple[int, ...]) -> Array:
   """Returns an entry a column as a matrix."""
   return lax.broadcast_in_dim(x_N, shape, (1,))
+
+
+def key_parts(K: int) -> list[Any]:
+  """Returns the parts of K channels that a warpgroup holds its states in: a first factor has at most 128 of them."""
+  size = min(K, 128)
+  return [pl.ds(start, size) for start in range(0, K, size)]

@@ -14,6 +14,7 @@ the products they enter and come from registers. The last warpgroup fetches the 
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,18 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.gpu_gradient import Kept, Reversed
 from pallas_kernels.gpu_layout import CHUNK, SHARED_BYTES, TILE, Gates, Layout
 from pallas_kernels.gpu_layout import Operands as Tokens
-from pallas_kernels.gpu_math import COLUMNS, LANES, across, added_product, kernel, load, load_turned, matrix, product
+from pallas_kernels.gpu_math import (
+  COLUMNS,
+  LANES,
+  across,
+  added_product,
+  kernel,
+  key_parts,
+  load,
+  load_turned,
+  matrix,
+  product,
+)
 
 Array = jax.Array
 # Of three warpgroups, which together have 504 a lane; two have enough without a division.
@@ -201,44 +213,55 @@ def _cotangents(
   layout: Layout, slots: int, tile, columns, here: Operands, handed, barriers: Barriers, first, last, out
 ):
   """Carries 64 columns of the cotangent of the state through all chunks, the last first."""
-  shape = (TILE, CHUNK)
+  shape, parts = (TILE, CHUNK), key_parts(layout.K)
   after_here, dr_here = handed
   after_out, dr_out = out
 
   def step(turn, after_VK):
     slot, n = lax.rem(turn, slots), layout.N - 1 - turn
-    narrow_VK = after_VK.astype(jnp.bfloat16)
+    narrow_VK = after_VK[0].astype(jnp.bfloat16)
+
+    def write(part, narrow_VK):
+      after_here.at[:, part][...] = narrow_VK
+      if part is parts[-1]:
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(after_here, after_out.at[n, columns])
+
     # What the last turn wrote is on its way out of these.
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-    after_here[...] = narrow_VK
-    plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(after_here, after_out.at[n, columns])
-
+    write(parts[0], narrow_VK)
     plgpu.barrier_wait(barriers.filled.at[slot])
 
     def gate(row):
       return across(load(here.gates.at[slot, row], COLUMNS), shape)
 
     do_VC = load_turned(here.do.at[slot, tile])
+    keys = here.k if here.k_out is None else here.k_out
+    du_VC = product(narrow_VK, keys.at[slot, :, parts[0]].transpose((1, 0)))
+    for part, more_VK in zip(parts[1:], after_VK[1:], strict=True):
+      narrow_VK = more_VK.astype(jnp.bfloat16)
+      write_more = functools.partial(write, part, narrow_VK)
+      du_VC = added_product(du_VC, narrow_VK, keys.at[slot, :, part].transpose((1, 0)), write_more)
     if here.k_out is None:
-      du_VC = product(narrow_VK, here.k.at[slot].transpose((1, 0))) * gate(FALL)
-    else:
-      du_VC = product(narrow_VK, here.k_out.at[slot].transpose((1, 0)))
+      du_VC = du_VC * gate(FALL)
     du_VC = added_product(du_VC, do_VC, here.read.at[slot])
     dr_VC = product(du_VC.astype(jnp.bfloat16), here.inverse.at[slot])
     dr_here[...] = dr_VC.astype(jnp.bfloat16)
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(dr_here, dr_out.at[n, columns])
     if here.keep is None:
-      kept_VK = after_VK * here.gates[slot, RISE, CHUNK - 1]
+      kept_VK = [x * here.gates[slot, RISE, CHUNK - 1] for x in after_VK]
       do_VC = (do_VC.astype(jnp.float32) * gate(READ)).astype(jnp.bfloat16)
     else:
-      kept_VK = after_VK * across(load(here.keep.at[slot], COLUMNS), after_VK.shape)
-    before_VK = added_product(kept_VK, do_VC, here.q.at[slot])
-    before_VK = added_product(before_VK, (dr_VC * gate(MINUS_WRITE)).astype(jnp.bfloat16), here.k.at[slot])
+      kept_VK = [x * across(load(here.keep.at[slot], COLUMNS), x.shape) for x in after_VK]
+    before_VK = [added_product(x, do_VC, here.q.at[slot, :, part]) for part, x in zip(parts, kept_VK, strict=True)]
+    write_VC = (dr_VC * gate(MINUS_WRITE)).astype(jnp.bfloat16)
+    before_VK = [added_product(x, write_VC, here.k.at[slot, :, part]) for part, x in zip(parts, before_VK, strict=True)]
     plgpu.barrier_arrive(barriers.passed.at[slot])
     return before_VK
 
-  after_VK = load(first, plgpu.Layout.WGMMA, optimized=False) + 0.0  # as in the sweep forward
-  last[...] = lax.fori_loop(0, layout.N, step, after_VK)
+  # Added zero, as in the sweep forward.
+  after_VK = [load(first.at[:, part], plgpu.Layout.WGMMA, optimized=False) + 0.0 for part in parts]
+  for part, x in zip(parts, lax.fori_loop(0, layout.N, step, after_VK), strict=True):
+    last.at[:, part][...] = x
   plgpu.wait_smem_to_gmem(0)

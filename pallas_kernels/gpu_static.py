@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -27,6 +28,7 @@ TARGET = pathlib.Path(__file__).with_name('h100.txtpb')  # XLA's GpuTargetConfig
 REGISTERS, SHARED_BYTES = 65536, 233472  # of a multiprocessor
 DUMPED = {'MOSAIC_GPU_DUMP_RESOURCES': '1', 'MOSAIC_GPU_DUMP_PTX': '1', 'MOSAIC_GPU_DUMP_PTXAS': '1'}
 DECAYS, FORMS, SIZES = ('none', 'scalar', 'channel'), ('plain', 'packed', 'grouped'), (64, 128)
+WIDE = ((256, 256), (128, 256), (256, 128))  # which a decay per channel does not take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,14 @@ class Case:
   def name(self) -> str:
     passes = 'forward + backward' if self.backward else 'forward'
     return f'{self.implementation} {self.decay} {self.form} {self.B}x{self.HV} heads {self.K}x{self.V} {passes}'
+
+
+def pairs(decay: str, form: str) -> list[tuple[int, int]]:
+  """Returns the K and V that a decay and form are compiled with; not every pair with 256, which are slow."""
+  small = [(K, V) for K in SIZES for V in SIZES]
+  if decay == 'channel':
+    return small
+  return [*small, *(WIDE if form == 'plain' else WIDE[:1])]
 
 
 def missing_compiler() -> str | None:
@@ -168,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
   )
   parser.add_argument('--decay', nargs='+', choices=DECAYS, default=list(DECAYS))
   parser.add_argument('--form', nargs='+', choices=FORMS, default=list(FORMS))
-  parser.add_argument('--size', nargs='+', type=int, default=list(SIZES), help='K and V: every pair of these')
+  parser.add_argument('--size', nargs='+', type=int, help='K and V: every pair of these')
   parser.add_argument('--forward-only', action='store_true')
   parser.add_argument('--compile', help=argparse.SUPPRESS)
   options = parser.parse_args(arguments)
@@ -182,9 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
     Case(decay, form, backward, B, K=K, V=V)
     for decay in options.decay
     for form in options.form
-    for K in options.size
-    for V in options.size
-    for B in ((1, 64) if V > 64 else (1,))  # few heads and many: one tile of V a block, or two
+    for K, V in (itertools.product(options.size, repeat=2) if options.size else pairs(decay, form))
+    for B in ((1, 64) if V > 64 and K <= 128 else (1,))  # few heads and many: one tile of V a block, or two
     for backward in ((False,) if options.forward_only else (True,))  # which compiles the forward kernels as well
   ]
   rows, failed = [], False

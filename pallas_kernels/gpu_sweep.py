@@ -7,11 +7,13 @@ With W and P of `gpu_gram`, and the state S that a chunk receives,
 A block of the grid keeps `tiles` times 64 columns of V of one head for all chunks. Each of its first warpgroups holds
 64 of them, transposed, in float32 registers: S^T [64, K] and what follows from it, r^T and u^T, are first factors of
 the products they enter, which a warpgroup takes from registers, so that nothing on the way from S to S' waits for
-shared memory. The last warpgroup reads S^T and u^T from there, makes o, and fetches the operands of chunks to come.
+shared memory. S^T of K = 256 is held in two parts, which are copied to bfloat16 one at a time. The last warpgroup reads
+S^T and u^T from shared memory, makes o, and fetches the operands of chunks to come.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +32,7 @@ from pallas_kernels.gpu_math import (
   added_product,
   down,
   kernel,
+  key_parts,
   load,
   load_turned,
   matrix,
@@ -160,7 +163,8 @@ def _slots(layout: Layout, tiles: int) -> int:
   K, rows = layout.K, 3 if layout.decay == 'channel' else 2
   slot = 2 * CHUNK * (rows * K + tiles * TILE + 2 * CHUNK) + 3 * 4 * CHUNK
   handed = 2 * tiles * TILE * (K + 2 * CHUNK)
-  return min(4, (SHARED_BYTES - 2048 - handed) // slot)
+  # Barriers and whole units of 1024 bytes take less than is left; 2048 would cost K = 256 its second slot.
+  return min(4, (SHARED_BYTES - 1024 - handed) // slot)
 
 
 def _block(layout: Layout, tiles: int, slots: int, given, state, o, last, kept, here, handed, barriers) -> None:
@@ -202,34 +206,42 @@ def _block(layout: Layout, tiles: int, slots: int, given, state, o, last, kept, 
 
 def _states(layout: Layout, slots: int, tile, here: Operands, handed: Handed, barriers: Barriers, first, last) -> None:
   """Carries 64 columns of the state through all chunks."""
-  shape = (TILE, CHUNK)
+  shape, parts = (TILE, CHUNK), key_parts(layout.K)
 
   channels = here.k_out is not None
 
   def step(n, state_VK):
     slot = lax.rem(n, slots)
-    narrow_VK = state_VK.astype(jnp.bfloat16)
+    narrow_VK = state_VK[0].astype(jnp.bfloat16)
 
-    def hand_on_state():
+    def hand_on(part, narrow_VK):
+      handed.state.at[tile, :, part][...] = narrow_VK
+      if part is parts[-1]:
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(barriers.state)
+
+    def hand_on_first():
       @pl.when(n > 0)
       def _():
         plgpu.barrier_wait(barriers.state_read)
 
-      handed.state.at[tile][...] = narrow_VK
-      plgpu.commit_smem()
-      plgpu.barrier_arrive(barriers.state)
+      hand_on(parts[0], narrow_VK)
       return load_turned(here.v.at[slot, tile])
 
     plgpu.barrier_wait(barriers.filled.at[slot])
-    recalled_VC, v_VC = product(narrow_VK, here.k.at[slot].transpose((1, 0)), hand_on_state)
+    recalled_VC, v_VC = product(narrow_VK, here.k.at[slot, :, parts[0]].transpose((1, 0)), hand_on_first)
+    for part, more_VK in zip(parts[1:], state_VK[1:], strict=True):
+      narrow_VK = more_VK.astype(jnp.bfloat16)
+      hand_on_more = functools.partial(hand_on, part, narrow_VK)
+      recalled_VC = added_product(recalled_VC, narrow_VK, here.k.at[slot, :, part].transpose((1, 0)), hand_on_more)
     if not channels:
       recalled_VC = recalled_VC * across(load(here.gates.at[slot, 0], COLUMNS), shape)
     wrong_VC = (v_VC.astype(jnp.float32) - recalled_VC).astype(jnp.bfloat16)
 
     def decayed():
       if channels:
-        return state_VK * across(load(here.gates.at[slot], COLUMNS), state_VK.shape)
-      return state_VK * here.gates[slot, 0, CHUNK - 1]
+        return [x * across(load(here.gates.at[slot], COLUMNS), x.shape) for x in state_VK]
+      return [x * here.gates[slot, 0, CHUNK - 1] for x in state_VK]
 
     update_VC, decayed_VK = product(wrong_VC, here.written.at[slot].transpose((1, 0)), decayed)
 
@@ -245,13 +257,18 @@ def _states(layout: Layout, slots: int, tile, here: Operands, handed: Handed, ba
     left_VC, keys = update_VC, here.k_out
     if not channels:
       left_VC, keys = update_VC * across(load(here.gates.at[slot, 1], COLUMNS), shape), here.k
-    state_VK = added_product(decayed_VK, left_VC.astype(jnp.bfloat16), keys.at[slot], hand_on_update)
+    left_VC = left_VC.astype(jnp.bfloat16)
+    state_VK = [
+      added_product(x, left_VC, keys.at[slot, :, part], hand_on_update if part is parts[0] else None)
+      for part, x in zip(parts, decayed_VK, strict=True)
+    ]
     plgpu.barrier_arrive(barriers.passed.at[slot])
     return state_VK
 
   # Added zero, so that it loses the mesh axes it varies over inside `shard_map`: in a kernel nothing else has them.
-  state_VK = load(first, plgpu.Layout.WGMMA, optimized=False) + 0.0
-  last[...] = lax.fori_loop(0, layout.N, step, state_VK)
+  state_VK = [load(first.at[:, part], plgpu.Layout.WGMMA, optimized=False) + 0.0 for part in parts]
+  for part, x in zip(parts, lax.fori_loop(0, layout.N, step, state_VK), strict=True):
+    last.at[:, part][...] = x
 
 
 def _outputs(layout: Layout, tiles: int, slots: int, here, handed, barriers, fetch, place, o, kept) -> None:
@@ -272,15 +289,13 @@ def _outputs(layout: Layout, tiles: int, slots: int, here, handed, barriers, fet
       _copied_out(tiles, handed.state, kept[0].at[b, h, n], c)
     plgpu.barrier_arrive(barriers.state_read)
     plgpu.barrier_wait(barriers.update)
-    o_CV = [
-      added_product(x, here.read.at[slot], handed.update.at[tile].transpose((1, 0))) for tile, x in enumerate(o_CV)
-    ]
     if kept:
       _copied_out(tiles, handed.update, kept[1].at[b, h, n], c)
-    plgpu.barrier_arrive(barriers.update_read)
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     for tile, x in enumerate(o_CV):
+      x = added_product(x, here.read.at[slot], handed.update.at[tile].transpose((1, 0)))
       handed.o.at[tile][...] = x.astype(jnp.bfloat16)
+    plgpu.barrier_arrive(barriers.update_read)
     plgpu.commit_smem()
     for tile in range(tiles):
       columns = pl.ds((c * tiles + tile) * TILE, TILE)

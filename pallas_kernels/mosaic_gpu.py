@@ -52,21 +52,21 @@ def refuses(call: Any) -> str | None:
   if max(call.K, call.V) > tiling.GPU_CHANNELS[-1]:
     most = tiling.GPU_CHANNELS[-1]
     return f'K = {call.K} and V = {call.V} must not exceed {most}: a larger state does not fit registers'
+  if call.decay == 'channel' and max(call.K, call.V) > 128:
+    return f'with a decay per channel K = {call.K} and V = {call.V} must not exceed 128: three kinds of keys do not fit'
   if call.chunk_size not in (None, CHUNK):
     return f'its chunks have {CHUNK} tokens, not {call.chunk_size}'
-  if call.decay == 'channel' and not call.requested:
-    return 'with a decay per channel it has not passed its whole suite on a device yet; it runs where asked for by name'
   return None
 
 
 def plan(call: Any) -> Plan:
   """Returns the plan of a call that `refuses` does not refuse."""
-  K, V = (tiling.gpu_channels(size) for size in (call.K, call.V))
+  K, V = tiling.gpu_channels(call.K, call.V)
   layout = Layout(
     call.B, -(-call.T // CHUNK), call.H, call.HV, K, V, call.decay, call.segments, call.scale
   )  # fmt: skip
   # With a decay a channel two tiles would not fit the registers that three warpgroups share.
-  tiles = 1 if call.decay == 'channel' else tiling.gpu_tiles(call.B * call.HV, V)
+  tiles = 1 if call.decay == 'channel' else tiling.gpu_tiles(call.B * call.HV, K, V)
   return Plan(layout, tiles, call.recompute)
 
 

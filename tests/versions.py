@@ -8,7 +8,7 @@
     python tests/versions.py cluster               # a Ray cluster on this machine, tests/shell/cluster_test.py
     python tests/versions.py plan                  # slices planned by the TPU compiler, tests/plan_test.py
     python tests/versions.py harness               # EleutherAI's evaluation harness, tests/shell/harness_test.py
-    python tests/versions.py gpu-0.11              # every GPU kernel compiled for an H100, no GPU needed
+    python tests/versions.py gpu-0.11              # GPU kernels compiled for an H100 and interpreted, no GPU needed
 
 Environments stand under build/environments and are kept; `--fresh` makes them anew. What requirements.lock pins is
 taken from there, JAX itself excepted. Peers are not an extra of the package, since pip could not install it: fla-core
@@ -61,7 +61,7 @@ ENVIRONMENTS = {
     f'gpu-{jax[:4]}': Environment(
       python,
       (f'jax=={jax}', f'jax-cuda13-plugin=={jax}', f'jax-cuda13-pjrt=={jax}', '-e', '.[test]'),
-      tests=f'{KERNELS}/gpu_static_test.py',
+      tests=f'{KERNELS}/gpu_static_test.py {KERNELS}/interpreted_test.py',
       marked='sweep or not sweep',
     )
     for python, jax in (('3.11', '0.10.2'), ('3.12', '0.11.2'), ('3.13', '0.12.0.1'))

@@ -186,7 +186,49 @@ def channel_gradients(layout, operands, do, dlast):
     after = made.keep[:, :, n] * after + made.q_in[:, :, n].mT @ do_n - made.k_in[:, :, n].mT @ drs[-1]
   states, updates, afters, drs = (jnp.stack(x, 2).mT for x in (states, updates, afters[::-1], drs[::-1]))
   kept, back = gpu_gradient.Kept(inverse, states, made.read, updates), gpu_gradient.Reversed(afters, drs, after.mT)
-  return gpu_channels.gradients(layout, operands, kept, back, do)
+  return gpu_channels.collected(layout, back, channel_products(layout, operands, kept, back, do))
+
+
+def channel_products(layout, operands, kept, back, do):
+  """Returns what `gpu_channels.found` does, a pair of tokens and a channel at a time."""
+  B, N, HV = layout.B, layout.N, layout.HV
+
+  def chunks(x):
+    return jnp.repeat(x, HV // x.shape[2], 2).reshape(B, N, CHUNK, HV, -1).transpose(0, 3, 1, 2, 4)
+
+  def tokens(x):
+    return x.transpose(0, 2, 3, 1, 4).reshape(B, layout.tokens, HV, -1)
+
+  q, k, v, do, steps = map(chunks, (*operands[:3], do, operands.log_decay))
+  beta = operands.beta.reshape(B, HV, N, CHUNK, 1)
+  i, j = np.indices((CHUNK, CHUNK))
+  run = jnp.zeros((B, layout.tokens), jnp.int32) if operands.run is None else operands.run
+  run = run.reshape(B, 1, N, CHUNK)
+  before = jnp.pad(run[:, :, :-1, -1:], [(0, 0), (0, 0), (1, 0), (0, 0)])
+  sees, counts = (run == before)[..., None], (run == run[..., -1:])[..., None]
+  survives = (run[..., -1:] == before)[..., None]
+  same = run[..., :, None] == run[..., None, :]
+  total = jnp.cumsum(steps, 3)
+  pairs = jnp.where((same & (i >= j))[..., None], total[..., :, None, :] - total[..., None, :, :], -np.inf)
+  decay = jnp.exp(pairs)  # [B, HV, N, C, C, K]
+  rise, fall = jnp.exp(total) * sees, jnp.exp(total[..., -1:, :] - total) * counts
+
+  dr, u = back.dr.mT, kept.update.mT
+  E, F = -(dr @ kept.update) * (i > j), layout.scale * (do @ kept.update)
+  x = jnp.einsum('bhnij,bhnijk,bhnjk->bhnik', E, decay, k) - rise * (dr @ kept.states)
+  y = jnp.einsum('bhnij,bhnijk,bhnjk->bhnik', F, decay, k) + layout.scale * rise * (do @ kept.states)
+  z = jnp.einsum('bhnij,bhnijk,bhnik->bhnjk', E, decay, beta * k)
+  z = z + jnp.einsum('bhnij,bhnijk,bhnik->bhnjk', F, decay, q)
+  w = fall * (u @ back.after)
+
+  def within_run(counted, of):
+    masks = jnp.broadcast_to(same & counted, (B, HV, N, CHUNK, CHUNK)).astype(of.dtype)
+    return jnp.einsum('bhnij,bhnjk->bhnik', masks, of)
+
+  ends = jnp.exp(total[..., -1:, :]) * survives * (kept.states * back.after).sum(3, keepdims=True)
+  dlog_decay = within_run(i <= j, q * y + beta * k * x - k * z) + within_run(i > j, k * w) + ends
+  dbeta = jnp.stack([(k * x).sum(-1), (v * dr).sum(-1)], 3)
+  return gpu_channels.Found(*map(tokens, (y, beta * x + z + w, beta * dr, dlog_decay)), dbeta)
 
 
 @pytest.mark.parametrize('name', [pytest.param(x, marks=[] if x == 'packed' else pytest.mark.sweep) for x in CHANNELS])

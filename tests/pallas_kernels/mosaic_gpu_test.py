@@ -34,16 +34,17 @@ def hopper():
     ({'dtype': jnp.dtype(jnp.float32)}, 'bfloat16, not float32'),
     ({'compute_dtype': jnp.dtype(jnp.float64)}, 'not float64'),
     ({'precision': jax.lax.Precision.HIGHEST}, 'HIGHEST'),
-    ({'K': 256}, 'K = 256'),
-    ({'V': 129}, 'V = 129'),
+    ({'K': 257}, 'K = 257'),
+    ({'V': 300}, 'V = 300'),
+    ({'decay': 'channel', 'V': 129}, 'V = 129 must not exceed 128'),
     ({'chunk_size': 32}, 'not 32'),
-    ({'decay': 'channel', 'requested': False}, 'by name'),
   ],
 )
 def test_the_door_names_what_it_refuses(change, reason):
   with hopper():
     assert mosaic_gpu.refuses(CALL) is None
     assert reason in mosaic_gpu.refuses(dataclasses.replace(CALL, **change))
+    assert mosaic_gpu.refuses(dataclasses.replace(CALL, K=256, V=256)) is None
 
 
 @pytest.mark.skipif(mosaic_gpu.on_hopper(), reason='there is a Hopper GPU')
@@ -55,7 +56,9 @@ def test_elsewhere_another_row_answers():
     delta_rule(x, x, x, x[..., 0], implementation='mosaic_gpu')
 
 
-@pytest.mark.parametrize('T, K, V', [(1, 64, 64), (64, 64, 128), (65, 100, 60), (300, 128, 128)])
+@pytest.mark.parametrize(
+  'T, K, V', [(1, 64, 64), (64, 64, 128), (65, 100, 60), (300, 128, 128), (65, 200, 60), (64, 64, 256)]
+)
 def test_operands_are_padded_to_whole_chunks_and_known_channels(T, K, V):
   call = dataclasses.replace(CALL, T=T, K=K, V=V)
   layout = mosaic_gpu.plan(call).layout
@@ -129,6 +132,16 @@ CASES = {
   'hundreds': (Spec(1, 150, 2, 2, 64, 64, 'scalar'), hundreds),
   'hard': (Spec(1, 256, 1, 1, 128, 128, 'scalar'), hard),
   'hard_plain': (Spec(1, 256, 1, 1, 128, 128), hard),
+  'plain_256': (Spec(1, 192, 2, 2, 256, 256), as_drawn),
+  'scalar_256': (Spec(1, 320, 2, 2, 256, 256, 'scalar'), as_drawn),
+  'scalar_128_256': (Spec(1, 200, 2, 2, 128, 256, 'scalar'), as_drawn),
+  'scalar_256_128': (Spec(1, 200, 2, 2, 256, 128, 'scalar'), as_drawn),
+  'scalar_64_256': (Spec(1, 130, 2, 2, 64, 256, 'scalar'), as_drawn),
+  'odd_200': (Spec(1, 130, 3, 3, 200, 136, 'scalar'), as_drawn),
+  'grouped_256': (Spec(2, 128, 2, 6, 256, 256, 'scalar'), as_drawn),
+  'packed_256': (Spec(2, 300, 2, 2, 256, 256, 'scalar', boundary=0.05), as_drawn),
+  'many_heads_128_256': (Spec(2, 128, 40, 40, 128, 256, 'scalar'), as_drawn),
+  'hard_256': (Spec(1, 256, 1, 1, 256, 256, 'scalar'), hard),
   'channel_64': (Spec(1, 256, 2, 2, 64, 64, 'channel'), as_drawn),
   'channel_128': (Spec(1, 320, 2, 2, 128, 128, 'channel'), as_drawn),
   'channel_grouped': (Spec(2, 150, 1, 3, 60, 100, 'channel'), as_drawn),

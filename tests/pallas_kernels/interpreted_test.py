@@ -1,0 +1,41 @@
+"""The kernels for Hopper GPUs are the recurrence in float64 without a GPU, as far as an interpreter sees."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.pallas_kernels import interpreted
+
+pytestmark = pytest.mark.skipif(interpreted.missing() is not None, reason=f'make gpu-compile; {interpreted.missing()}')
+
+
+def interpret(*arguments):
+  command = [sys.executable, '-m', 'tests.pallas_kernels.interpreted', *arguments]
+  return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('one_chunk', 'scalar_128', 'grouped', 'packed', 'scalar_128_256', 'scalar_256_128'),
+    *('channel_64', 'channel_128', 'channel_grouped', 'channel_packed', 'channel_hundreds', 'channel_hard'),
+  ],
+)
+def test_outputs_and_gradients_are_those_of_the_recurrence(name):
+  done = interpret(name)
+  assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize('name', ['scalar_64_128', 'channel_64'])
+def test_warpgroups_do_not_race(name):
+  done = interpret(name, '--race')
+  assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+@pytest.mark.timeout(600)
+def test_a_kernel_that_leaves_pairs_of_tokens_out_is_found():
+  done = interpret('channel_64', '--guilty')
+  assert done.returncode == 1 and 'AssertionError' in done.stderr
