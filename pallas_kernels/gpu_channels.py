@@ -30,7 +30,7 @@ from pallas_kernels import gpu_levels
 from pallas_kernels.gpu_gradient import Kept, Reversed, grouped
 from pallas_kernels.gpu_layout import CHUNK, Layout, Operands
 from pallas_kernels.gpu_levels import PART, SQUARE, Place, widened
-from pallas_kernels.gpu_math import LANES, ROWS, added_product, down, kernel, load, load_turned, matrix, product
+from pallas_kernels.gpu_math import LANES, ROWS, added_product, down, kernel, load, load_turned, matrix, product, store
 
 Array = jax.Array
 GROUPS = 2
@@ -155,7 +155,7 @@ def _block(layout: Layout, ins: dict, outs: Any, here: dict) -> None:
   def add_part(turn, dbeta):
     return dbeta + _channels(layout, ins, outs, own, place, group * turns + turn, beta)
 
-  outs.beta.at[b, h, n, group][...] = lax.fori_loop(0, turns, add_part, beta * 0.0)
+  store(outs.beta.at[b, h, n, group], lax.fori_loop(0, turns, add_part, beta * 0.0))
 
 
 def _both_ways(met: Any, slot: int, turned: int, x: Array) -> None:
@@ -177,8 +177,8 @@ def _values(layout: Layout, ins: dict, outs: Any, here: dict, place: Place, grou
     dr = load_turned(here['dr'].at[columns]).astype(jnp.float32)
     values = ins['v'].at[place.b, place.tokens, place.h, columns]
     v_dr = (load(values, plgpu.Layout.WGMMA, optimized=False).astype(jnp.float32) * dr).sum(1)
-    outs.beta.at[place.b, place.h, place.n, GROUPS + tile][...] = v_dr
-    outs.v.at[place.b, place.tokens, place.h, columns][...] = (dr * down(beta, SQUARE)).astype(jnp.bfloat16)
+    store(outs.beta.at[place.b, place.h, place.n, GROUPS + tile], v_dr)
+    store(outs.v.at[place.b, place.tokens, place.h, columns], (dr * down(beta, SQUARE)).astype(jnp.bfloat16))
 
 
 def _channels(layout: Layout, ins: dict, outs: Any, here: dict, place: Place, part: Any, beta: Array) -> Array:
@@ -219,13 +219,13 @@ def _channels(layout: Layout, ins: dict, outs: Any, here: dict, place: Place, pa
   )
   b, h, tokens = place.b, place.h, place.tokens
   # Each is written when it is made: registers have no room for all at once.
-  outs.q.at[b, tokens, h, columns][...] = y.astype(jnp.bfloat16)
+  store(outs.q.at[b, tokens, h, columns], y.astype(jnp.bfloat16))
   k_x = (operand('k') * x).sum(1)
   w = product(load_turned(here['update']), here['after'].at[part]) * decay(lambda i, j: i < j, place.counts)
-  outs.k.at[b, tokens, h, columns][...] = (x * down(beta, shape) + z + w).astype(jnp.bfloat16)
+  store(outs.k.at[b, tokens, h, columns], (x * down(beta, shape) + z + w).astype(jnp.bfloat16))
   dlog_decay = within_run(lambda i, j: i > j, operand('k') * w) + within_run(lambda i, j: i <= j, dG)
   dlog_decay = dlog_decay + _ends(layout, here, place, part, beta, decay)
-  outs.log_decay.at[b, tokens, h, columns][...] = dlog_decay
+  store(outs.log_decay.at[b, tokens, h, columns], dlog_decay)
   return k_x
 
 

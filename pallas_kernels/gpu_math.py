@@ -34,6 +34,14 @@ def load(ref: Any, layout: Any, *, optimized: bool = True) -> Array:
   return plgpu.load(ref, *_WHOLE, layout=layout, optimized=optimized)
 
 
+def store(ref: Any, x: Array) -> None:
+  """Writes registers to the memory of the device, whole sectors or not, however this JAX spells it."""
+  if (stored := getattr(plgpu, 'store', None)) is None:  # up to 0.11
+    ref[...] = x
+  else:
+    stored(ref, x, optimized=False)
+
+
 def load_turned(ref: Any) -> Array:
   """Returns the transpose of a 16-bit matrix in shared memory, as `product` takes a first factor."""
   turned = load(ref.transpose((1, 0)), plgpu.Layout.WGMMA_TRANSPOSED)
