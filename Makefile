@@ -1,7 +1,7 @@
 # make search   sets up and runs the offline search        make test    sets up and runs the tests
 # make sweep    the long tests                             make check   formatter, linter, types
 # make versions the kernels under other JAX versions     make peers   cross-checks with other people's packages
-# make gpu-compile  the GPU kernels under three JAX versions, compiled for an H100; needs no GPU
+# make gpu-compile  the GPU kernels under three JAX versions, compiled for an H100 and interpreted; needs no GPU
 # make harness  zero-shot tasks through EleutherAI's harness (extra [eval])
 # make cluster  jobs on a Ray cluster of several nodes on this machine (extra [cluster])
 # make small-model  searches with a small language model on this machine (builds llama.cpp)
