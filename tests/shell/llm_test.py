@@ -565,10 +565,12 @@ def test_closing_ends_calls_and_waits(protocol):
 
 def test_ctrl_c_ends_a_call_at_once_and_the_next_is_answered(protocol):
   script = """
+    import signal
     import sys
     from asiarch_jax.config import Llm
     from asiarch_jax.dialogue import Prompt
     from asiarch_jax.shell import calls, llm
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts beside itself ignores it
     protocol, url = sys.argv[1:]
     keys = {'GEMINI_API_KEY': 'a-key-of-tests', 'OPENAI_API_KEY': 'a-key-of-tests'}
     model = llm.PROVIDERS[protocol](Llm(provider=protocol, base_url=url), keys)
