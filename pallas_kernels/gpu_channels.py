@@ -249,8 +249,7 @@ def _level(here: dict, place: Place, operand: Any, beta_k: Any, log_half: Any, s
   """Returns the sums with the pairs of tokens that meet at one level."""
   x, y, z, dG = sums
   factors = here['factors']
-  between, _ = gpu_levels.level(place.anew(), log_half)
-  fall = jnp.exp2(gpu_levels.summed(between, here['steps']))
+  fall = jnp.exp2(gpu_levels.summed(gpu_levels.between(place.anew(), log_half), here['steps']))
   made = {K_MET: lambda: operand('k'), WRITE_MET: beta_k, QUERY_MET: lambda: operand('q')}
   for slot, make in made.items():
     factors.at[slot][...] = (make() * fall).astype(jnp.bfloat16)
@@ -260,7 +259,7 @@ def _level(here: dict, place: Place, operand: Any, beta_k: Any, log_half: Any, s
     return load(factors.at[slot], plgpu.Layout.WGMMA).astype(jnp.float32)
 
   def met(slot):
-    _, pairs = gpu_levels.level(place.anew(), log_half)
+    pairs = gpu_levels.met(place.anew(), log_half)
     return jnp.where(pairs, load(here['met'].at[slot], plgpu.Layout.WGMMA), jnp.bfloat16(0))
 
   rows = product(met(E), factors.at[K_MET])

@@ -198,16 +198,14 @@ def _channel_grams(layout: Layout, ins: dict, outs: dict, here: dict, place: Pla
 
     def add_level(log_half, sums):
       kk, qk = sums
-      between, _ = gpu_levels.level(place.anew(), log_half)
-      fall = jnp.exp2(gpu_levels.summed(between, here['steps']))
+      fall = jnp.exp2(gpu_levels.summed(gpu_levels.between(place.anew(), log_half), here['steps']))
       here['keys'][...] = (operand('k') * fall).astype(jnp.float16)
       here['queries'][...] = (operand('q') * down(1.0 / most, fall.shape) * fall).astype(jnp.float16)
       plgpu.commit_smem()
 
       def added(sum_, gram):
         anew = place.anew()
-        _, met = gpu_levels.level(anew, log_half)
-        return sum_ + jnp.where(met & (anew.i > anew.j), gram, 0.0)
+        return sum_ + jnp.where(gpu_levels.met(anew, log_half) & (anew.i > anew.j), gram, 0.0)
 
       kk = added(kk, product(here['keys'], here['keys'].transpose((1, 0))))
       qk_met = product(here['queries'], here['keys'].transpose((1, 0)))

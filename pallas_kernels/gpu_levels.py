@@ -111,16 +111,17 @@ def summed(counted: Array, of: Any) -> Array:
   return summed_products([(ones, of.at[piece]) for piece in range(PIECES)])
 
 
-def level(place: Place, log_half: Any) -> tuple[Array, Array]:
-  """Returns, for halves of 2^log_half tokens: which tokens lie between i and its anchor; and which pairs i, j meet.
-
-  The latter whichever comes first.
-  """
+def between(place: Place, log_half: Any) -> Array:
+  """Returns which tokens j lie between i and its anchor, where halves have 2^log_half tokens."""
   half = jnp.left_shift(jnp.int32(1), log_half)
   anchor = (place.i & -2 * half) + half - 1
-  between = (place.j > jnp.minimum(place.i, anchor)) & (place.j <= jnp.maximum(place.i, anchor))
-  apart = place.i ^ place.j
-  return between, (apart >= half) & (apart < 2 * half)
+  return (place.j > jnp.minimum(place.i, anchor)) & (place.j <= jnp.maximum(place.i, anchor))
+
+
+def met(place: Place, log_half: Any) -> Array:
+  """Returns which pairs i, j, whichever comes first, meet where halves have 2^log_half tokens."""
+  half, apart = jnp.left_shift(jnp.int32(1), log_half), place.i ^ place.j
+  return (apart >= half) & (apart < 2 * half)
 
 
 def widened(x: Array) -> Array:

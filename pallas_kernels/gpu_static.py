@@ -178,7 +178,9 @@ def main(arguments: list[str] | None = None) -> int:
   )
   parser.add_argument('--decay', nargs='+', choices=DECAYS, default=list(DECAYS))
   parser.add_argument('--form', nargs='+', choices=FORMS, default=list(FORMS))
-  parser.add_argument('--size', nargs='+', type=int, help='K and V: every pair of these')
+  parser.add_argument(
+    '--size', nargs='+', type=int, help='K and V: every pair of these; 64, 128 and some with 256 if not given'
+  )
   parser.add_argument('--forward-only', action='store_true')
   parser.add_argument('--compile', help=argparse.SUPPRESS)
   options = parser.parse_args(arguments)
@@ -193,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     for decay in options.decay
     for form in options.form
     for K, V in (itertools.product(options.size, repeat=2) if options.size else pairs(decay, form))
-    for B in ((1, 64) if V > 64 and K <= 128 else (1,))  # few heads and many: one tile of V a block, or two
+    for B in ((1, 64) if V == 128 >= K else (1,))  # few heads and many: one tile of V a block, or two
     for backward in ((False,) if options.forward_only else (True,))  # which compiles the forward kernels as well
   ]
   rows, failed = [], False

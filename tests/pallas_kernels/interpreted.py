@@ -101,15 +101,9 @@ def main():
   patch()
   if options.guilty:
     gpu_levels.LEVELS -= 1
-  spec, change = mosaic_gpu_test.CASES[options.name]
-  drawn, ids = draws.operands(spec)
-  given = {name: jnp.asarray(x, jnp.bfloat16 if name in 'qkv' else jnp.float32) for name, x in change(drawn).items()}
-  seed_o, seed_state = draws.seeds(spec)
-  seeds = jnp.asarray(seed_o, jnp.bfloat16), jnp.asarray(seed_state, jnp.float32)
-  exact, exact_seeds = jax.tree.map(lambda x: np.asarray(x, np.float64), (given, seeds))
-  truth = draws.truth(exact, ids, exact_seeds)
+  given, truth = mosaic_gpu_test.posed(options.name)
   with params.force_gpu_interpret_mode(params.InterpretGPUParams(detect_races=options.race)):
-    got = draws.outputs_and_gradients(given, ids, *seeds, implementation='mosaic_gpu')
+    got = draws.outputs_and_gradients(*given, implementation='mosaic_gpu')
     got = jax.tree.map(np.asarray, got)
   for (path, x), (_, y) in zip(*(jax.tree_util.tree_leaves_with_path(tree) for tree in (got, truth)), strict=True):
     print(f'{path[0].key:<14} {draws.error(x, y):.5f}')

@@ -152,11 +152,8 @@ CASES = {
 }
 
 
-@pytest.mark.skipif(not mosaic_gpu.on_hopper(), reason='no Hopper GPU; there: python -m pallas_kernels.bench --gpu')
-@pytest.mark.parametrize(
-  'name, recompute', [*((name, False) for name in CASES), ('scalar_128', True), ('channel_128', True)]
-)
-def test_outputs_and_gradients_are_those_of_the_recurrence(name, recompute):
+def posed(name):
+  """Returns (operands, ids and seeds of a case, as the kernels take them; its outputs and gradients in float64)."""
   spec, change = CASES[name]
   drawn, ids = draws.operands(spec)
   seed_o, seed_state = draws.seeds(spec)
@@ -165,8 +162,17 @@ def test_outputs_and_gradients_are_those_of_the_recurrence(name, recompute):
   }
   seeds = jnp.asarray(seed_o, jnp.bfloat16), jnp.asarray(seed_state, jnp.float32)
   exact, exact_seeds = jax.tree.map(lambda x: np.asarray(x, np.float64), (given, seeds))
-  got = draws.outputs_and_gradients(given, ids, *seeds, implementation='mosaic_gpu', recompute=recompute)
-  again = draws.outputs_and_gradients(given, ids, *seeds, implementation='mosaic_gpu', recompute=recompute)
-  draws.assert_close(got, draws.truth(exact, ids, exact_seeds), specs.BFLOAT16)
+  return (given, ids, *seeds), draws.truth(exact, ids, exact_seeds)
+
+
+@pytest.mark.skipif(not mosaic_gpu.on_hopper(), reason='no Hopper GPU; there: python -m pallas_kernels.bench --gpu')
+@pytest.mark.parametrize(
+  'name, recompute', [*((name, False) for name in CASES), ('scalar_128', True), ('channel_128', True)]
+)
+def test_outputs_and_gradients_are_those_of_the_recurrence(name, recompute):
+  given, truth = posed(name)
+  got = draws.outputs_and_gradients(*given, implementation='mosaic_gpu', recompute=recompute)
+  again = draws.outputs_and_gradients(*given, implementation='mosaic_gpu', recompute=recompute)
+  draws.assert_close(got, truth, specs.BFLOAT16)
   for first, second in zip(jax.tree.leaves(got), jax.tree.leaves(again), strict=True):
     assert (first == second).all(), 'two runs differ: warpgroups race'
