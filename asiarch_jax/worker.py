@@ -17,7 +17,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -105,6 +105,22 @@ def gate(job: Job, settings: config.Experiment, report: Report) -> tuple[JobResu
     )
   timing = Timing(check_seconds=time.monotonic() - began)
   return JobResult(job.key, findings=findings, fingerprint=fingerprint, cost=counted, timing=timing), mixer, mlp_width
+
+
+@contextlib.contextmanager
+def on_processor() -> Iterator[None]:
+  """Has all that is inside run on the processor.
+
+  A gate is some ten programs, each run a few times: an accelerator's compiler takes minutes for them, and that of a
+  processor seconds.
+  """
+  before = jax.config.jax_default_device  # type: ignore[attr-defined]
+  if jax.default_backend() != 'cpu':  # for all threads, since some compile
+    jax.config.update('jax_default_device', jax.local_devices(backend='cpu')[0])
+  try:
+    yield
+  finally:
+    jax.config.update('jax_default_device', before)
 
 
 def matched(mixer: type, job: Job, settings: config.Experiment, mixer_flops: float = 0.0) -> tuple[int, Finding]:
@@ -454,7 +470,8 @@ def run(job: Job, corpus_dir: str, out: str, report: Report) -> tuple[JobResult,
       return _timed(plan(job, settings, report), began), arrays
     if job.kind == 'suite':
       return _timed(answer_suite(job, settings, report), began), arrays
-    result, mixer, mlp_width = gate(job, settings, report)
+    with on_processor():
+      result, mixer, mlp_width = gate(job, settings, report)
     if sharding.agreed(float(mixer is not None)) != float(mixer is not None):
       raise RuntimeError('the gate decided otherwise here than on the first host: what it measures there differs')
     if mixer is not None and job.kind == 'train':

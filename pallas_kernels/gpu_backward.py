@@ -29,5 +29,5 @@ def backward(
   tiles = tiling.gpu_tiles(layout.B * layout.HV, layout.K, layout.V)
   back = gpu_reverse.reverse(layout, operands, gates, kept, do, dlast, tiles=tiles)
   if isinstance(gates, Channels):
-    return gpu_channels.gradients(layout, operands, kept, back, do)
+    return gpu_channels.gradients(layout, operands, gates, kept, back, do)
   return gpu_gradient.gradients(layout, operands, gates, kept, back, do)

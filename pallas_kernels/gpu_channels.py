@@ -31,6 +31,7 @@ from pallas_kernels.gpu_gradient import Kept, Reversed, grouped
 from pallas_kernels.gpu_layout import CHUNK, Layout, Operands
 from pallas_kernels.gpu_levels import PART, SQUARE, Place, widened
 from pallas_kernels.gpu_math import LANES, ROWS, added_product, down, kernel, load, load_turned, matrix, product, store
+from pallas_kernels.gpu_reverse import Channels
 
 Array = jax.Array
 GROUPS = 2
@@ -49,9 +50,11 @@ class Found(NamedTuple):
   beta: Array
 
 
-def gradients(layout: Layout, operands: Operands, kept: Kept, back: Reversed, do: Array) -> Operands:
+def gradients(
+  layout: Layout, operands: Operands, gates: Channels, kept: Kept, back: Reversed, do: Array
+) -> Operands:  # fmt: skip
   """Returns the cotangents of `operands` (None of `run`)."""
-  return collected(layout, back, found(layout, operands, kept, back, do))
+  return collected(layout, back, found(layout, operands, gates, kept, back, do))
 
 
 def collected(layout: Layout, back: Reversed, got: Found) -> Operands:
@@ -60,7 +63,9 @@ def collected(layout: Layout, back: Reversed, got: Found) -> Operands:
   return Operands(grouped(layout, got.q), grouped(layout, got.k), got.v, dbeta, got.log_decay, back.dstate, None)
 
 
-def found(layout: Layout, operands: Operands, kept: Kept, back: Reversed, do: Array) -> Found:
+def found(
+  layout: Layout, operands: Operands, gates: Channels, kept: Kept, back: Reversed, do: Array
+) -> Found:  # fmt: skip
   """Returns what the kernel makes of all chunks."""
   B, N, HV, K, V, T = layout.B, layout.N, layout.HV, layout.K, layout.V, layout.tokens
   given = {
@@ -70,6 +75,7 @@ def found(layout: Layout, operands: Operands, kept: Kept, back: Reversed, do: Ar
     'dr': back.dr,
     'states': kept.states,
     'after': back.after,
+    'steepest': gates.steepest,
   }
   given = {name: x for name, x in given.items() if x is not None}
   values, keys, states = matrix((V, CHUNK)), gpu_levels.parts(K), gpu_levels.parts(K, V)
@@ -82,8 +88,9 @@ def found(layout: Layout, operands: Operands, kept: Kept, back: Reversed, do: Ar
     'states': states,
     'after': states,
     'met': matrix((4, *SQUARE)),
-    'steps': gpu_levels.pieces(GROUPS),
+    'steps': gpu_levels.pieces(GROUPS, count=gpu_levels.STEP_PIECES),
     'factors': gpu_levels.pieces(GROUPS),
+    'diagonal': plgpu.SMEM((CHUNK,), jnp.float32),
     'values_here': plgpu.Barrier(num_arrivals=3),
     'keys_here': plgpu.Barrier(num_arrivals=4 * K // PART),
     'both_met': plgpu.Barrier(num_arrivals=GROUPS),
@@ -141,8 +148,9 @@ def _block(layout: Layout, ins: dict, outs: Any, here: dict) -> None:
 
   @pl.when(group == 1)
   def _():
-    made = product(here['do'], here['update'])
-    _both_ways(here['met'], F, F_TURNED, made * jnp.where(place.anew().seen(), layout.scale, 0.0))
+    made, anew = product(here['do'], here['update']), place.anew()
+    here['diagonal'][...] = (made * jnp.where(anew.i == anew.j, layout.scale, 0.0)).sum(1)
+    _both_ways(here['met'], F, F_TURNED, made * jnp.where(anew.seen() & (anew.i > anew.j), layout.scale, 0.0))
 
   plgpu.barrier_arrive(here['both_met'])
   beta = load(ins['beta'].at[b, h, tokens], ROWS, optimized=False)
@@ -152,8 +160,11 @@ def _block(layout: Layout, ins: dict, outs: Any, here: dict) -> None:
   own = {**here, 'steps': here['steps'].at[group], 'factors': here['factors'].at[group]}
   turns = layout.K // PART // GROUPS
 
+  diagonal = load(here['diagonal'], ROWS, optimized=False)
+  first = gpu_levels.direct_level(ins['steepest'][b, h, n, 0])
+
   def add_part(turn, dbeta):
-    return dbeta + _channels(layout, ins, outs, own, place, group * turns + turn, beta)
+    return dbeta + _channels(layout, ins, outs, own, place, group * turns + turn, beta, diagonal, first)
 
   store(outs.beta.at[b, h, n, group], lax.fori_loop(0, turns, add_part, beta * 0.0))
 
@@ -181,8 +192,13 @@ def _values(layout: Layout, ins: dict, outs: Any, here: dict, place: Place, grou
     store(outs.v.at[place.b, place.tokens, place.h, columns], (dr * down(beta, SQUARE)).astype(jnp.bfloat16))
 
 
-def _channels(layout: Layout, ins: dict, outs: Any, here: dict, place: Place, part: Any, beta: Array) -> Array:
-  """Makes the gradients of `PART` channels; returns <k, x> over them."""
+def _channels(
+  layout: Layout, ins: dict, outs: Any, here: dict, place: Place, part: Any, beta, diagonal, first
+) -> Array:
+  """Makes the gradients of `PART` channels; returns <k, x> over them.
+
+  `diagonal` is that of F, and `first` the number of the level that meets directly.
+  """
   shape, columns = (CHUNK, PART), pl.ds(part * PART, PART)
   steps, factors = here['steps'], here['factors']
   gpu_levels.split(gpu_levels.wide_steps(ins['log_decay'].at[place.b, place.tokens, place.h, columns]), steps)
@@ -195,27 +211,25 @@ def _channels(layout: Layout, ins: dict, outs: Any, here: dict, place: Place, pa
 
   def decay(counts, mask=None):
     anew = place.anew()
-    made = jnp.exp2(gpu_levels.summed(counts(anew.i, anew.j), steps))
+    made = jnp.exp2(gpu_levels.summed(gpu_levels.ones(counts(anew.i, anew.j)), steps))
     return made if mask is None else made * down(mask, shape)
 
   def within_run(counts, of):
     """Returns sums of [C, PART] over the tokens j of the run of i that count."""
     gpu_levels.split(of, factors)
     anew = place.anew()
-    return gpu_levels.summed(counts(anew.i, anew.j) & anew.same_run(), factors)
+    return gpu_levels.summed(gpu_levels.ones(counts(anew.i, anew.j) & anew.same_run()), factors)
 
   rise = decay(lambda i, j: i >= j, place.sees)
   x = product(load_turned(here['dr']), here['states'].at[part]) * (-1.0 * rise)
   y = product(load(here['do'], plgpu.Layout.WGMMA), here['states'].at[part]) * (layout.scale * rise)
   dG = operand('q') * y + beta_k() * x
-  anew = place.anew()
-  diagonal = load(here['met'].at[F], plgpu.Layout.WGMMA).astype(jnp.float32)  # in dG it cancels
-  diagonal = down(jnp.where(anew.i == anew.j, diagonal, 0.0).sum(1), shape)
+  itself = down(diagonal, shape)  # cancels in dG
   x, y, z, dG = lax.fori_loop(
-    0,
+    jnp.maximum(first, 0),
     gpu_levels.LEVELS,
-    lambda log_half, sums: _level(here, place, operand, beta_k, log_half, sums),
-    (x, y + diagonal * operand('k'), diagonal * operand('q'), dG),
+    lambda log_half, sums: _level(here, place, operand, beta_k, log_half, log_half == first, sums),
+    (x, y + itself * operand('k'), itself * operand('q'), dG),
   )
   b, h, tokens = place.b, place.h, place.tokens
   # Each is written when it is made: registers have no room for all at once.
@@ -237,35 +251,37 @@ def _ends(layout: Layout, here: dict, place: Place, part: Any, beta: Array, deca
       load(here[name].at[part, pl.ds(tile * CHUNK, CHUNK)], plgpu.Layout.WGMMA).astype(jnp.float32)
       for name in ('states', 'after')
     )
-    gpu_levels.split(state * after, here['factors'])
-    return sums + gpu_levels.summed(place.anew().i >= 0, here['factors'])
+    return sums + state * after
 
-  sums = lax.fori_loop(0, layout.V // CHUNK, add_tile, down(0.0 * beta, (CHUNK, PART)))
+  gpu_levels.split(lax.fori_loop(0, layout.V // CHUNK, add_tile, down(0.0 * beta, (CHUNK, PART))), here['factors'])
+  sums = gpu_levels.summed(gpu_levels.ones(place.anew().i >= 0), here['factors'])
   kept = decay(lambda i, j: i >= 0)
   return sums * kept if place.survives is None else sums * kept * place.survives
 
 
-def _level(here: dict, place: Place, operand: Any, beta_k: Any, log_half: Any, sums: Any) -> Any:
+def _level(here: dict, place: Place, operand: Any, beta_k: Any, log_half: Any, direct: Any, sums: Any) -> Any:
   """Returns the sums with the pairs of tokens that meet at one level."""
   x, y, z, dG = sums
   factors = here['factors']
-  fall = jnp.exp2(gpu_levels.summed(gpu_levels.between(place.anew(), log_half), here['steps']))
-  made = {K_MET: lambda: operand('k'), WRITE_MET: beta_k, QUERY_MET: lambda: operand('q')}
-  for slot, make in made.items():
-    factors.at[slot][...] = (make() * fall).astype(jnp.bfloat16)
+  fall = gpu_levels.summed(gpu_levels.between(place.anew(), log_half, direct), here['steps'])
+  rise, fall = jnp.exp2(fall), jnp.exp2(fall * jnp.where(direct, -1.0, 1.0))
+  factors.at[K_MET][...] = (operand('k') * fall).astype(jnp.bfloat16)
+  factors.at[WRITE_MET][...] = (beta_k() * rise).astype(jnp.bfloat16)
+  factors.at[QUERY_MET][...] = (operand('q') * rise).astype(jnp.bfloat16)
   plgpu.commit_smem()
 
   def factor(slot):
     return load(factors.at[slot], plgpu.Layout.WGMMA).astype(jnp.float32)
 
+  pairs = gpu_levels.ones(gpu_levels.met(place.anew(), log_half, direct))
+
   def met(slot):
-    pairs = gpu_levels.met(place.anew(), log_half)
-    return jnp.where(pairs, load(here['met'].at[slot], plgpu.Layout.WGMMA), jnp.bfloat16(0))
+    return load(here['met'].at[slot], plgpu.Layout.WGMMA) * pairs
 
   rows = product(met(E), factors.at[K_MET])
-  x, dG = x + fall * rows, dG + factor(WRITE_MET) * rows
+  x, dG = x + rise * rows, dG + factor(WRITE_MET) * rows
   rows = product(met(F), factors.at[K_MET])
-  y, dG = y + fall * rows, dG + factor(QUERY_MET) * rows
+  y, dG = y + rise * rows, dG + factor(QUERY_MET) * rows
   columns = product(met(E_TURNED), factors.at[WRITE_MET])
   columns = added_product(columns, met(F_TURNED), factors.at[QUERY_MET])
   return x, y, z + fall * columns, dG - factor(K_MET) * columns

@@ -22,16 +22,30 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import gpu_levels
 from pallas_kernels.gpu_layout import CHUNK, LOG2_E, NEVER, Layout
-from pallas_kernels.gpu_levels import PART, SQUARE, Place, widened
-from pallas_kernels.gpu_math import COLUMNS, LANES, across, down, kernel, load, matrix, product
+from pallas_kernels.gpu_levels import SQUARE, Place, widened
+from pallas_kernels.gpu_math import (
+  COLUMNS,
+  LANES,
+  across,
+  both_added,
+  both_summed,
+  down,
+  kernel,
+  load,
+  matrix,
+  product,
+  store,
+)
 
 Array = jax.Array
+PART = 64  # channels done at once, with a decay a channel
 
 
 class Grams(NamedTuple):
   """What the kernel writes, [B, HV, N, C, C]: W, P and, where it is asked for, (I + A)^-1; and the gates of
   `gpu_layout.Gates`. With a decay a channel, instead of gates, e^G k, scale e^G q and e^(G_C - G) k, [B, T, HV, K], and
-  e^(G_C), [B, HV, N, K]: zero where a token does not see the state its chunk receives, or its end the token."""
+  e^(G_C), [B, HV, N, K]: zero where a token does not see the state its chunk receives, or its end the token; and with
+  the inverse the steepest step of each chunk in powers of two, [B, HV, N, C], for every token the same."""
 
   written: Array
   read: Array
@@ -42,6 +56,7 @@ class Grams(NamedTuple):
   q_in: Array | None = None
   k_out: Array | None = None
   keep: Array | None = None
+  steepest: Array | None = None
 
 
 def gram(
@@ -64,28 +79,38 @@ def gram(
   given = {'q': q, 'k': k, 'beta': beta, 'log_decay': log_decay, 'run': run}
   given = {name: x for name, x in given.items() if x is not None}
   outputs = dict.fromkeys(('written', 'read', 'inverse')[: 3 if residuals else 2], square)
-  keys = gpu_levels.parts(K) if channels else matrix((CHUNK, K))
+  keys = gpu_levels.parts(K, width=PART) if channels else matrix((CHUNK, K))
   scratch = {'q_CK': keys, 'k_CK': keys}
-  scratch |= {name: matrix((CHUNK, CHUNK), jnp.float16) for name in ('lower_CC', 'inverse_CC')}
-  scratch |= {name: matrix((CHUNK, CHUNK)) for name in outputs}
+  squares = {name: matrix((CHUNK, CHUNK), jnp.float16) for name in ('lower_CC', 'inverse_CC')}
+  squares |= {name: matrix((CHUNK, CHUNK)) for name in outputs}
   arrivals = K // PART if channels else 1
   scratch |= {name: plgpu.Barrier(num_arrivals=arrivals) for name in ('q_here', 'k_here')}
   if channels:
     outputs |= dict.fromkeys(('k_in', 'q_in', 'k_out'), result((B, layout.tokens, HV, K), jnp.bfloat16))
     outputs['keep'] = result((B, HV, N, K), jnp.float32)
-    scratch |= {
-      'steps': gpu_levels.pieces(),
-      'part': matrix((CHUNK, PART), width=PART),
-      **{name: matrix((CHUNK, PART), jnp.float16, width=PART) for name in ('keys', 'queries')},
-      'totals': plgpu.SMEM((CHUNK, PART + 8), jnp.float32),
+    if residuals:
+      outputs['steepest'] = result((B, HV, N, CHUNK), jnp.float32)
+    steps = {'steps': gpu_levels.pieces(K // PART, count=gpu_levels.STEP_PIECES, width=PART)}
+    direct = {
+      name: gpu_levels.pieces(count=count, width=PART) for name, count in (('k_late', 2), ('q_late', 1), ('k_early', 2))
     }
+    factors = {name: gpu_levels.parts(K, dtype=jnp.float16, width=PART) for name in ('keys', 'queries')}
+    written = {'part': matrix((CHUNK, PART)), 'totals': plgpu.SMEM((CHUNK, PART + 8), jnp.float32)}
+    written['read'] = squares.pop('read')
+    rows = {'rows': plgpu.SMEM((2, CHUNK), jnp.float32)}
+    # One after the other, so that a multiprocessor has room for two blocks.
+    scratch |= {'first': plgpu.RefUnion(steps, squares), 'second': plgpu.RefUnion(rows, direct, factors, written)}
   else:
+    scratch |= squares
     outputs['factors'] = result((B, HV, N, 3, CHUNK), jnp.float32)
     scratch |= {'factors': plgpu.SMEM((3, CHUNK), jnp.float32), 'total': plgpu.SMEM((CHUNK,), jnp.float32)}
     if residuals and layout.decay == 'scalar':
       outputs['total'] = result((B, HV, layout.tokens), jnp.float32)
 
   def body(*refs, **scratch):
+    for name in ('first', 'second'):
+      for some in scratch.pop(name, ()):
+        scratch |= some
     ins = dict(zip(given, refs, strict=False))
     _chunk(layout, ins, dict(zip(outputs, refs[len(given) :], strict=True)), scratch)
 
@@ -184,59 +209,103 @@ def _channel_grams(layout: Layout, ins: dict, outs: dict, here: dict, place: Pla
   """
   plgpu.barrier_wait(here['k_here'])
   plgpu.barrier_wait(here['q_here'])
+  parts, keys, queries = layout.K // PART, here['keys'], here['queries']
 
-  def add_part(part, sums):
-    kk, qk = sums
+  def operand(name, part):
+    return widened(load(here[f'{name}_CK'].at[part], plgpu.Layout.WGMMA))
+
+  def prepare(part, rows):
+    longest, itself, steepest = rows
     columns = pl.ds(part * PART, PART)
-    gpu_levels.split(gpu_levels.wide_steps(ins['log_decay'].at[place.b, place.tokens, place.h, columns]), here['steps'])
+    steps = gpu_levels.wide_steps(ins['log_decay'].at[place.b, place.tokens, place.h, columns])
+    gpu_levels.split(steps, here['steps'].at[part])
+    q = operand('q', part)
+    longest, steepest = (jnp.maximum(most, jnp.abs(x).max(1)) for most, x in ((longest, q), (steepest, steps)))
+    return longest, itself + (q * operand('k', part)).sum(1), steepest
 
-    def operand(name):
-      return widened(load(here[f'{name}_CK'].at[part], plgpu.Layout.WGMMA))
+  zero = jnp.where(place.row < 0, 1.0, 0.0)
+  # No query need be as short as a key is, and float16 does not reach as far as bfloat16.
+  longest, itself, steepest = lax.fori_loop(0, parts, prepare, (zero + 1e-30, zero, zero))
+  here['rows'].at[0][...] = steepest
+  steepest = across(load(here['rows'].at[0], COLUMNS), SQUARE).max(1)
+  here['rows'].at[1][...] = steepest
+  if 'steepest' in outs:
+    store(outs['steepest'].at[place.b, place.h, place.n], steepest)
+  first = gpu_levels.direct_level(here['rows'][1, 0])
+  plgpu.commit_smem()  # read by all before what shares its place is written
 
-    # No query need be as short as a key is, and float16 does not reach as far as bfloat16.
-    most = jnp.maximum(jnp.abs(operand('q')).max(1), 1e-30)
+  def query(part):
+    return operand('q', part) * down(1.0 / longest, (CHUNK, PART))
 
-    def add_level(log_half, sums):
+  def meet_directly(_, sums):
+    counted = gpu_levels.between(place.anew(), first, direct=True)
+
+    def add_part(part, sums):
       kk, qk = sums
-      fall = jnp.exp2(gpu_levels.summed(gpu_levels.between(place.anew(), log_half), here['steps']))
-      here['keys'][...] = (operand('k') * fall).astype(jnp.float16)
-      here['queries'][...] = (operand('q') * down(1.0 / most, fall.shape) * fall).astype(jnp.float16)
-      plgpu.commit_smem()
+      toward = gpu_levels.summed(counted, here['steps'].at[part])
+      gpu_levels.split(operand('k', part) * jnp.exp2(toward), here['k_late'])
+      gpu_levels.split(query(part) * jnp.exp2(toward), here['q_late'])
+      gpu_levels.split(operand('k', part) * jnp.exp2(-toward), here['k_early'])
+      # Factors this far apart lie beyond float16. The inverse magnifies what keys are rounded by, so they have two
+      # pieces; queries, whose products are rounded to bfloat16 next, one.
+      early = [here['k_early'].at[piece].transpose((1, 0)) for piece in range(2)]
+      k_late, q_late = here['k_late'], here['q_late'].at[0]
+      return both_added(
+        kk,
+        qk,
+        [(k_late.at[0], early[0]), (k_late.at[0], early[1]), (k_late.at[1], early[0])],
+        [(q_late, early[0]), (q_late, early[1])],
+      )
 
-      def added(sum_, gram):
-        anew = place.anew()
-        return sum_ + jnp.where(gpu_levels.met(anew, log_half) & (anew.i > anew.j), gram, 0.0)
-
-      kk = added(kk, product(here['keys'], here['keys'].transpose((1, 0))))
-      qk_met = product(here['queries'], here['keys'].transpose((1, 0)))
-      return kk, added(qk, qk_met * down(most, SQUARE))
-
+    kk, qk = lax.fori_loop(0, parts, add_part, sums)
     anew = place.anew()
-    qk = qk + jnp.where(anew.i == anew.j, down((operand('q') * operand('k')).sum(1), SQUARE), 0.0)
-    kk, qk = lax.fori_loop(0, gpu_levels.LEVELS, add_level, (kk, qk))
-    _operands(layout, outs, here, place, columns, operand)
-    return kk, qk
+    met = gpu_levels.met(anew, first, direct=True) & (anew.i > anew.j)
+    return jnp.where(met, kk, 0.0), jnp.where(met, qk, 0.0)
 
-  zero = jnp.where(place.i == place.j, 0.0, 0.0)
-  kk, qk = lax.fori_loop(0, layout.K // PART, add_part, (zero, zero))
+  def add_level(log_half, sums):
+    kk, qk = sums
+    counted = gpu_levels.between(place.anew(), log_half)
+
+    def meet(part, _):
+      fall = jnp.exp2(gpu_levels.summed(counted, here['steps'].at[part]))
+      keys.at[part][...] = (operand('k', part) * fall).astype(jnp.float16)
+      queries.at[part][...] = (query(part) * fall).astype(jnp.float16)
+      return _
+
+    lax.fori_loop(0, parts, meet, 0)
+    plgpu.commit_smem()
+    kk_met, qk_met = both_summed(
+      *([(x.at[part], keys.at[part].transpose((1, 0))) for part in range(parts)] for x in (keys, queries))
+    )
+    later = gpu_levels.met_later(place.anew(), log_half)
+    return jnp.where(later, kk_met, kk), jnp.where(later, qk_met, qk)
+
+  sums = (down(zero, SQUARE), down(zero, SQUARE))
+  sums = lax.fori_loop(0, jnp.where(first >= 0, 1, 0), meet_directly, sums)
+  kk, qk = lax.fori_loop(first + 1, gpu_levels.LEVELS, add_level, sums)
+  anew = place.anew()
+  qk = jnp.where(anew.i == anew.j, down(itself, SQUARE), qk * down(longest, SQUARE))
+  until, after = gpu_levels.ones(anew.i >= anew.j), gpu_levels.ones(anew.i < anew.j)
+  lax.fori_loop(0, parts, lambda part, _: _operands(layout, outs, here, place, part, operand, until, after), None)
   return jnp.where(place.anew().seen(), kk, 0.0), lambda: jnp.where(place.anew().seen(), qk, 0.0)
 
 
-def _operands(layout: Layout, outs, here, place: Place, columns, operand: Any) -> None:
-  def summed(counts):
-    anew = place.anew()
-    return gpu_levels.summed(counts(anew.i, anew.j), here['steps'])
+def _operands(
+  layout: Layout, outs, here, place: Place, part: Any, operand: Any, until: Array, after: Array
+) -> None:  # fmt: skip
+  """Writes what the sweep takes of one part of the channels; `until` has the tokens up to each, `after` the rest."""
+  columns, steps = pl.ds(part * PART, PART), here['steps'].at[part]
 
   def masked(x, mask):
     return x if mask is None else x * down(mask, x.shape)
 
-  total = summed(lambda i, j: i >= j)
+  total = gpu_levels.summed(until, steps)
   here['totals'].at[:, pl.ds(0, PART)][...] = total
   last = load(here['totals'].at[CHUNK - 1, pl.ds(0, PART)], COLUMNS, optimized=False)
   made = {
-    'k_in': lambda: masked(operand('k') * jnp.exp2(total), place.sees),
-    'q_in': lambda: masked(operand('q') * jnp.exp2(total) * layout.scale, place.sees),
-    'k_out': lambda: masked(operand('k') * jnp.exp2(summed(lambda i, j: i < j)), place.counts),
+    'k_in': lambda: masked(operand('k', part) * jnp.exp2(total), place.sees),
+    'q_in': lambda: masked(operand('q', part) * jnp.exp2(total) * layout.scale, place.sees),
+    'k_out': lambda: masked(operand('k', part) * jnp.exp2(gpu_levels.summed(after, steps)), place.counts),
   }
   for name, make in made.items():
     here['part'][...] = make().astype(jnp.bfloat16)

@@ -77,6 +77,32 @@ def summed_products(pairs: Sequence[tuple[Any, Any]]) -> Array:
   return pl.run_scoped(made, plgpu.ACC((pairs[0][0].shape[0], pairs[0][1].shape[1]), jnp.float32))
 
 
+def both_summed(first: Sequence[tuple[Any, Any]], second: Sequence[tuple[Any, Any]]) -> tuple[Array, Array]:
+  """Returns what `summed_products` does of two sums, both begun before the first is waited for."""
+
+  def made(*accs):
+    for acc, pairs in zip(accs, (first, second), strict=True):
+      for a, b in pairs:
+        plgpu.wgmma(acc, a, b)
+    return accs[0][...], accs[1][...]
+
+  shapes = ((pairs[0][0].shape[0], pairs[0][1].shape[1]) for pairs in (first, second))
+  return pl.run_scoped(made, *(plgpu.ACC(shape, jnp.float32) for shape in shapes))
+
+
+def both_added(
+  sum_: Array, other: Array, first: Sequence[tuple[Any, Any]], second: Sequence[tuple[Any, Any]]
+) -> tuple[Array, Array]:
+  """Returns both sums with what `both_summed` returns added."""
+
+  def added(accs):
+    for acc, pairs in zip(accs, (first, second), strict=True):
+      for a, b in pairs:
+        plgpu.wgmma(acc, a, b)
+
+  return pl.run_state(added)((plgpu.ACC.init(sum_), plgpu.ACC.init(other)))
+
+
 def added_product(sum_: Array, a: Any, b: Any, meanwhile: Any = None) -> Any:
   """Returns sum + a b, as `product` does."""
 

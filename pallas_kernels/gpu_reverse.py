@@ -69,13 +69,14 @@ class Barriers(NamedTuple):
 
 
 class Channels(NamedTuple):
-  """What `gpu_gram` made of a decay a channel: scale e^G q, e^G k, e^(G_C - G) k, [B, T, HV, K], and e^(G_C),
-  [B, HV, N, K]."""
+  """What `gpu_gram` made of a decay a channel: scale e^G q, e^G k, e^(G_C - G) k, [B, T, HV, K], e^(G_C),
+  [B, HV, N, K], and the steepest step of each chunk, [B, HV, N, C]."""
 
   q_in: Array
   k_in: Array
   k_out: Array
   keep: Array
+  steepest: Array
 
 
 def reverse(

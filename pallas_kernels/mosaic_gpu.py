@@ -129,7 +129,7 @@ def _forward(plan: Plan, operands: Operands, *, residuals: bool):
     return swept.o, swept.last, None
   gates: Gates | Channels
   if layout.decay == 'channel':
-    gates = Channels(grams.q_in, grams.k_in, grams.k_out, grams.keep)
+    gates = Channels(grams.q_in, grams.k_in, grams.k_out, grams.keep, grams.steepest)
   else:
     gates = Gates(grams.total, grams.factors)
   return swept.o, swept.last, (Kept(grams.inverse, swept.states, grams.read, swept.update), gates)

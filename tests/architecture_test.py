@@ -40,8 +40,8 @@ MAY_IMPORT = {
   'asiarch_jax.agents': VALUES
   | {'asiarch_jax.ports', 'asiarch_jax.cognition', 'asiarch_jax.evidence', 'asiarch_jax.checks.source'},
   'asiarch_jax.training': VALUES | {'pallas_kernels', 'asiarch_jax.suites', 'asiarch_jax.tasks'},
-  'asiarch_jax.checks.cost': VALUES | {'asiarch_jax.arch'},
-  'asiarch_jax.checks.behaviour': VALUES | {'asiarch_jax.arch', 'asiarch_jax.checks.cost'},
+  'asiarch_jax.checks.cost': VALUES | {'asiarch_jax.arch', 'pallas_kernels'},
+  'asiarch_jax.checks.behaviour': VALUES | {'asiarch_jax.arch', 'asiarch_jax.checks.cost', 'pallas_kernels'},
   'asiarch_jax.cycle': VALUES | DECIDE | {'asiarch_jax.ports'},
   'asiarch_jax.replay': VALUES | DECIDE | {'asiarch_jax.cycle', 'asiarch_jax.ports'},
   'asiarch_jax.shell': VALUES | {'asiarch_jax.ports'},

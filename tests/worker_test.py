@@ -1,11 +1,14 @@
 """What a worker says of a proposal that raises: enough to repair it by, and the same on every machine."""
 
 import dataclasses
+import types
 
+import jax
 import pytest
 
 from asiarch_jax import config, worker
 from asiarch_jax.records import Job
+from pallas_kernels import target
 from tests import fakes
 
 SMALL = dataclasses.replace(config.Experiment(), model=config.Model(width=16))
@@ -23,6 +26,29 @@ def test_a_traceback_begins_at_the_proposal_quotes_its_line_and_names_no_place_o
   first, place, quoted, *_ = result.failure.log.splitlines()
   assert first.startswith('Traceback') and 'File "broken.py", line ' in place and line in quoted
   assert ' "/' not in result.failure.log and result.failure.log.splitlines()[-1].startswith('TypeError')
+
+
+def test_the_gate_runs_on_the_processor_wherever_training_does(monkeypatch):
+  seen = []
+
+  def gate(job, settings, report):
+    seen.append((jax.config.jax_default_device, target.device()[0]))
+    raise ValueError('enough')
+
+  monkeypatch.setattr(worker, 'gate', gate)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  worker.run(Job('any', fakes.MIXER, config.worker_part(SMALL), kind='check'), '', '', lambda _: None)
+  assert seen == [(jax.local_devices(backend='cpu')[0], 'cpu')] and jax.config.jax_default_device is None
+
+
+def test_a_call_is_traced_for_the_default_device(monkeypatch):
+  accelerator = types.SimpleNamespace(platform='cuda', device_kind='NVIDIA H100 80GB HBM3')
+  monkeypatch.setattr(target.jax, 'devices', lambda *_: [accelerator])
+  assert target.device() == ('gpu', 'NVIDIA H100 80GB HBM3')
+  with jax.default_device(jax.local_devices()[0]):
+    assert target.device()[0] == 'cpu'
+  with target.processor():
+    assert target.device()[0] == 'cpu'
 
 
 def test_a_contract_finding_quotes_the_line_that_raised():

@@ -31,6 +31,7 @@ from asiarch_jax.arch import contract
 from asiarch_jax.checks import cost
 from asiarch_jax.checks.cost import jaxprs
 from asiarch_jax.records import Finding
+from pallas_kernels import target
 
 # In the order in which they run; some end the gate, since nothing after them can run (DECISIVE).
 CHECKS = (
@@ -265,7 +266,7 @@ class _Subject:
   def start(self, name: Any) -> None:
     """Sees to it that a program is being compiled."""
     if name not in self.compiling:
-      traced, options = self.trace(name), _options(jax.default_backend())
+      traced, options = self.trace(name), _options(target.device()[0])
       self.compiling[name] = self.compilers.submit(lambda: traced.lower().compile(options))
 
   def program(self, name: Any) -> Any:
@@ -314,7 +315,7 @@ class _Subject:
     x_BTD, weights_BTD = (self.rng.normal(size=shape).astype(np.float32) for _ in range(2))
     with jax.default_matmul_precision('highest'):
       slopes = jax.jit(jax.grad(self.loss, (0, 1), has_aux=True)).lower(self.moved, x_BTD, weights_BTD)
-      return slopes.compile(dict(_options(jax.default_backend())))(self.moved, x_BTD, weights_BTD)[0]
+      return slopes.compile(dict(_options(target.device()[0])))(self.moved, x_BTD, weights_BTD)[0]
 
   @functools.cached_property
   def answers(self) -> dict[tuple[int, int], np.ndarray]:

@@ -81,14 +81,17 @@ class Search:
   def go(self) -> None:
     """Runs the cycles that are missing; each outcome is archived as it arrives."""
     done = {outcome.id for outcome in self.outcomes}
-    baselines = len(self.experiment.search.baselines)
-    missing = [number for number in range(self.experiment.search.cycles) if number not in done]
-    # Baselines come first and one at a time: the first of them sets what the others are matched to.
-    for outcome in self._flown([number for number in missing if number < baselines], 1):
-      self._take(outcome)
+    search = self.experiment.search
+    baselines = len(search.baselines)
+
+    def take(numbers: range, in_flight: int) -> None:
+      for outcome in self._flown([number for number in numbers if number not in done], in_flight):
+        self._take(outcome)
+
+    take(range(min(1, search.cycles)), 1)  # what all others are matched to, and measured against
+    take(range(1, min(baselines, search.cycles)), search.in_flight)
     self._say_calibration()
-    for outcome in self._flown([number for number in missing if number >= baselines], self.experiment.search.in_flight):
-      self._take(outcome)
+    take(range(baselines, search.cycles), search.in_flight)
 
   def spent(self) -> budget.Spent:
     """Returns what the workdir has used, and the seconds of this call."""

@@ -36,6 +36,10 @@ SYSTEM_FILES = ('/etc/ld.so.cache', '/etc/ld.so.conf', '/etc/ld.so.conf.d', '/et
 HOST_NAMES = ('/etc/hosts', '/etc/nsswitch.conf')
 SYSTEM_FOLDERS = ('/usr', '/bin', '/sbin', '/lib', '/lib32', '/lib64', '/nix/store')
 PROCESSORS = '/sys/devices/system/cpu'  # how many there are; the TPU compiler asks
+# What a file under /proc changes beyond the process that it is of.
+KERNEL_SETTINGS = tuple(
+  f'/proc/{name}' for name in ('acpi', 'bus', 'fs', 'irq', 'mtrr', 'scsi', 'sys', 'sysrq-trigger', 'timer_list')
+)
 DEVICES = ('/dev/null', '/dev/zero', '/dev/full', '/dev/random', '/dev/urandom')
 ACCELERATORS = ('nvidia*', 'accel*', 'vfio', 'kfd', 'dri')
 ACCELERATOR_VARIABLES = ('CUDA_', 'LD_LIBRARY_PATH', 'NVIDIA_', 'TPU_', 'XLA_PYTHON_CLIENT_')
@@ -117,6 +121,10 @@ def launch(jail: str, cell: Cell, arguments: Sequence[str]) -> tuple[list[str], 
     if cell.network:
       specification['readable'] += _existing(HOST_NAMES)
     specification['writable'] = [str(cell.out), '/dev/null']
+    if accelerators := _accelerators(cell):
+      # A driver is asked through its device files, opened for reading and writing; CUDA does not start where it cannot
+      # name its threads. The path is resolved in the worker: it is of that process alone.
+      specification['writable'] += [*accelerators, '/proc/self/task']
     specification['uid'] = _spare_uid(cell)
   # -S: no site-packages, which would double the start; sandlock is one of them.
   flags = ['-I'] if jail == 'sandlock' else ['-I', '-S']
@@ -145,7 +153,8 @@ def _environment(jail: str, cell: Cell) -> dict[str, str]:
     'TF_CPP_MIN_LOG_LEVEL': '2',
   }
   if settings.platform:
-    environment['JAX_PLATFORMS'] = settings.platform
+    # The gate runs on the processor; where the accelerator is missing JAX ends, it does not fall back to that.
+    environment['JAX_PLATFORMS'] = ','.join(dict.fromkeys([*settings.platform.split(','), 'cpu']))
   if settings.host_devices > 1:
     environment['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={settings.host_devices}'
   if settings.platform != 'cpu':
@@ -218,9 +227,15 @@ def _bubblewrap(cell: Cell, environment: Mapping[str, str], worker: Sequence[str
   command += ['--bind', str(cell.out), out]
   if cell.corpus:
     command += ['--ro-bind', str(cell.corpus), corpus]
-  # The device folder and the root are memory, too: without room for files. And the user of this process may own the
-  # kernel's settings: with root's id, though without its capabilities, a worker could set the host's core_pattern.
-  command += ['--remount-ro', '/proc', '--remount-ro', '/dev', '--remount-ro', '/', '--chdir', out]
+  # The user of this process may own the kernel's settings: with root's id, though without its capabilities, a worker
+  # could set the host's core_pattern. CUDA names its threads under /proc, and does not start where it cannot.
+  if _accelerators(cell):
+    for path in _existing(KERNEL_SETTINGS):
+      command += ['--ro-bind', path, path]
+  else:
+    command += ['--remount-ro', '/proc']
+  # The device folder and the root are memory, too: without room for files.
+  command += ['--remount-ro', '/dev', '--remount-ro', '/', '--chdir', out]
   # Processes are counted per user namespace, so the limit is set inside it; dash calls it -p, other shells -u.
   count = cell.settings.processes
   counted = f'ulimit -u {count} 2>/dev/null || ulimit -p {count} 2>/dev/null; exec "$@"'

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 from jax.experimental import pallas as pl
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from asiarch_jax import config
 from asiarch_jax.arch import contract
@@ -31,6 +32,24 @@ def baseline(name):
 def counted(function, *shapes):
   jaxpr = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
   return sum(part.flops for part in flops.parts(jaxpr))
+
+
+@pytest.mark.parametrize('kind, platform', [('NVIDIA H100 80GB HBM3', 'cuda'), ('TPU v5 lite', 'tpu')])
+@pytest.mark.parametrize('name', ['delta_net', 'gated_delta_net', 'kda'])
+def test_a_mixer_costs_and_computes_the_same_where_its_delta_rule_is_a_kernel(name, kind, platform):
+  spec = contract.spec_of(config.Model(dtype='bfloat16'))
+
+  def found():
+    # Built anew: what is traced for a module is remembered.
+    path = ROOT / f'asiarch_jax/arch/baselines/{name}.py'
+    mixer = contract.build(contract.load(path.read_text(), path.stem), spec)
+    return cost.count(mixer, D, T), cost.fingerprint(mixer, D)
+
+  jaxprs.start.cache_clear(), jaxprs.trace.cache_clear()
+  here = found()
+  jaxprs.start.cache_clear(), jaxprs.trace.cache_clear()
+  with use_abstract_mesh(AbstractMesh((), (), abstract_device=AbstractDevice(kind, None, platform))):
+    assert found() == here
 
 
 def test_a_dense_layer_costs_two_for_each_weight_and_one_for_each_bias():

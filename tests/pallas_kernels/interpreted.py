@@ -3,8 +3,9 @@
 JAX 0.11 and newer have an interpreter of Mosaic GPU with threads, barriers and copies, but without what is special to
 products: first factors in registers, swizzles, fences. So products are done by `jnp.dot` here, of the same operands,
 and what is checked is the rest: which block reads what, in which order, and every equation. It ends with 1 where an
-output or gradient is beyond the tolerance of the device. `--race` also looks for races of warpgroups; `--guilty` leaves
-out one level of a decay a channel, for which it must fail.
+output or gradient is beyond the tolerance of the device. `--race` also looks for races of warpgroups; `--replicas` runs
+two side by side by `vmap`, which must be each alone; `--guilty` leaves out one level of a decay a channel, for which it
+must fail.
 """
 
 import argparse
@@ -69,6 +70,14 @@ def summed_products(pairs):
   return sum(product(a, b) for a, b in pairs)
 
 
+def both_summed(first, second):
+  return summed_products(first), summed_products(second)
+
+
+def both_added(sum_, other, first, second):
+  return sum_ + summed_products(first), other + summed_products(second)
+
+
 def deallocated(barrier):
   """Frees a barrier; the interpreter's own also wants that its last phase was waited for, which a kernel need not."""
   with barrier.cv:
@@ -83,7 +92,7 @@ def patch():
   shared_memory.Barrier.deallocate = deallocated
   mosaic_gpu.on_hopper = lambda: True
   for module in (gpu_math, gpu_gram, gpu_sweep, gpu_reverse, gpu_gradient, gpu_levels, gpu_channels):
-    for made in (product, added_product, summed_products):
+    for made in (product, added_product, summed_products, both_summed, both_added):
       if hasattr(module, made.__name__):
         setattr(module, made.__name__, made)
 
@@ -93,6 +102,7 @@ def main():
   parser.add_argument('name', choices=mosaic_gpu_test.CASES)
   parser.add_argument('--race', action='store_true')
   parser.add_argument('--guilty', action='store_true')
+  parser.add_argument('--replicas', action='store_true')
   options = parser.parse_args()
   if lacking := missing():
     sys.exit(lacking)
@@ -101,6 +111,10 @@ def main():
   patch()
   if options.guilty:
     gpu_levels.LEVELS -= 1
+  if options.replicas:
+    with params.force_gpu_interpret_mode(params.InterpretGPUParams()):
+      apart = mosaic_gpu_test.side_by_side(options.name)
+    sys.exit(0 if max(apart.values()) < 1e-5 else f'replicas differ: {apart}')
   given, truth = mosaic_gpu_test.posed(options.name)
   with params.force_gpu_interpret_mode(params.InterpretGPUParams(detect_races=options.race)):
     got = draws.outputs_and_gradients(*given, implementation='mosaic_gpu')

@@ -21,6 +21,7 @@ def interpret(*arguments):
   [
     *('one_chunk', 'scalar_128', 'grouped', 'packed', 'scalar_128_256', 'scalar_256_128'),
     *('channel_64', 'channel_128', 'channel_grouped', 'channel_packed', 'channel_hundreds', 'channel_hard'),
+    *('channel_of_every_level', 'channel_of_every_level_packed'),
   ],
 )
 def test_outputs_and_gradients_are_those_of_the_recurrence(name):
@@ -32,6 +33,13 @@ def test_outputs_and_gradients_are_those_of_the_recurrence(name):
 @pytest.mark.parametrize('name', ['scalar_64_128', 'channel_64'])
 def test_warpgroups_do_not_race(name):
   done = interpret(name, '--race')
+  assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize('name', ['grouped', 'channel_packed'])
+def test_replicas_side_by_side_are_each_alone(name):
+  done = interpret(name, '--replicas')
   assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from pallas_kernels import delta_rule, implementations, mosaic_gpu, specs
+from pallas_kernels import delta_rule, gpu_levels, implementations, mosaic_gpu, specs
 from pallas_kernels.rows import Call
 from pallas_kernels.specs import Spec
 from tests.pallas_kernels import draws
@@ -76,7 +76,7 @@ def test_operands_are_padded_to_whole_chunks_and_known_channels(T, K, V):
 
 @pytest.mark.parametrize(
   'decay, made',
-  [('scalar', {'total', 'factors'}), ('none', {'factors'}), ('channel', {'q_in', 'k_in', 'k_out', 'keep'})],
+  [('scalar', {'total', 'factors'}), ('none', {'factors'}), ('channel', {'q_in', 'k_in', 'k_out', 'keep', 'steepest'})],
 )
 def test_residuals_carry_the_names_that_remat_policies_keep(decay, made):
   B, T, H, HV, K = 1, 128, 2, 4, 64
@@ -91,6 +91,12 @@ def test_residuals_carry_the_names_that_remat_policies_keep(decay, made):
     names = set(re.findall(r'name=(delta_rule_\w+)\]', str(jax.make_jaxpr(jax.grad(loss))(x))))
   assert names == {f'delta_rule_{name}' for name in {'inverse', 'states', 'read', 'update'} | made}
   assert names <= set(implementations.RESIDUALS)
+
+
+def test_the_steepest_step_says_at_which_level_tokens_meet_directly():
+  level = {bits: int(gpu_levels.direct_level(jnp.float32(bits))) for bits in (0, 3, 3.1, 24, 96, 96.1, 1e9)}
+  assert level == {0: 5, 3: 5, 3.1: 4, 24: 2, 96: 0, 96.1: -1, 1e9: -1}
+  assert [int(gpu_levels.direct_level(jnp.float32(odd))) for odd in (jnp.inf, jnp.nan)] == [-1, -1]
 
 
 def as_drawn(drawn):
@@ -111,6 +117,15 @@ def hard(drawn):
 def hundreds(drawn):
   """Decays of e^-100 at one token in five, none elsewhere."""
   return {**drawn, 'log_decay': -100.0 * (np.random.default_rng(0).random(drawn['log_decay'].shape) < 0.2)}
+
+
+def of_every_level(drawn):
+  """Steps twice as steep from chunk to chunk: from one whose tokens all meet directly to one where none do."""
+  shape = drawn['log_decay'].shape
+  steepest = np.log(2) * gpu_levels.REACH / 2.0 ** (gpu_levels.LEVELS - 1 - np.arange(shape[1]) // 64)
+  spread = np.random.default_rng(1).random(shape)
+  spread[:, ::64] = 0.99
+  return {**drawn, 'log_decay': -steepest[:, None, None] * spread}
 
 
 # Many heads: each block then takes two tiles of V.
@@ -148,6 +163,9 @@ CASES = {
   'channel_packed': (Spec(2, 300, 2, 2, 128, 64, 'channel', boundary=0.05), as_drawn),
   'channel_forgets_at_once': (Spec(1, 200, 2, 2, 64, 64, 'channel', decay_rate=0.01), as_drawn),
   'channel_hundreds': (Spec(1, 150, 2, 2, 64, 64, 'channel'), hundreds),
+  'channel_slowly': (Spec(1, 512, 2, 2, 128, 64, 'channel', decay_rate=10.0), as_drawn),
+  'channel_of_every_level': (Spec(1, 448, 1, 1, 64, 64, 'channel'), of_every_level),
+  'channel_of_every_level_packed': (Spec(1, 448, 1, 1, 128, 64, 'channel', boundary=0.05), of_every_level),
   'channel_hard': (Spec(1, 256, 1, 1, 128, 128, 'channel'), hard),
 }
 
@@ -176,3 +194,23 @@ def test_outputs_and_gradients_are_those_of_the_recurrence(name, recompute):
   draws.assert_close(got, truth, specs.BFLOAT16)
   for first, second in zip(jax.tree.leaves(got), jax.tree.leaves(again), strict=True):
     assert (first == second).all(), 'two runs differ: warpgroups race'
+
+
+def side_by_side(name):
+  """Returns, for each result, how far two replicas by `vmap`, as training runs them on a GPU, are from each alone."""
+  (given, ids, *seeds), _ = posed(name)
+  other = {**given, 'v': given['v'][:, ::-1], 'beta': given['beta'] / 2}
+  stacked = jax.tree.map(lambda *x: jnp.stack(x), given, other)
+
+  def run(operands):
+    return draws.outputs_and_gradients(operands, ids, *seeds, implementation='mosaic_gpu')
+
+  both, alone = jax.vmap(run)(stacked), jax.tree.map(lambda *x: jnp.stack(x), run(given), run(other))
+  return {result: draws.error(both[result], alone[result]) for result in both}
+
+
+@pytest.mark.skipif(not mosaic_gpu.on_hopper(), reason='no Hopper GPU; there: python -m pallas_kernels.bench --gpu')
+@pytest.mark.parametrize('name', ['grouped', 'packed', 'channel_packed'])
+def test_replicas_side_by_side_are_each_alone(name):
+  apart = side_by_side(name)
+  assert max(apart.values()) < 1e-5, apart  # what XLA adds up, it adds in another order

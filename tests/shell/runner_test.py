@@ -162,7 +162,7 @@ def test_a_worker_is_told_the_platform_and_the_number_of_devices(tmp_path, any_j
 
   assert 'cpu alone' in said('one')
   assert 'cpu --xla_force_host_platform_device_count=3' in said('three', host_devices=3)
-  assert 'tpu alone' in said('tpu', platform='tpu')
+  assert 'tpu,cpu alone' in said('tpu', platform='tpu')  # the gate runs on the processor
 
 
 def test_workers_that_share_a_host_hold_their_own_devices(tmp_path, any_jail, monkeypatch):

@@ -1,4 +1,8 @@
-"""A mixer as a jaxpr, and how to walk one."""
+"""A mixer as a jaxpr, and how to walk one.
+
+Traced for a processor wherever this runs: what a mixer costs and what it computes are the same on every platform, and
+the kernels of one say neither.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+from pallas_kernels import target
 
 
 def words(text: str) -> frozenset[str]:
@@ -31,6 +37,7 @@ def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
       return function(module, *sizes)
     return remembered(module, *sizes)
 
+  asked.cache_clear = remembered.cache_clear  # type: ignore[attr-defined]
   return asked
 
 
@@ -50,7 +57,8 @@ def start(module: Any, width: int, batch: int = 1, length: int = 2) -> Start:
     variables = dict(module.init(key, jnp.zeros((batch, length, width), module.dtype)))
     return variables.pop('params', {}), variables
 
-  jaxpr, (parameters, others) = jax.make_jaxpr(init, return_shape=True)(jax.random.key(0))
+  with target.processor():
+    jaxpr, (parameters, others) = jax.make_jaxpr(init, return_shape=True)(jax.random.key(0))
   return Start(jaxpr, parameters, others)
 
 
@@ -70,7 +78,8 @@ def trace(module: Any, width: int, length: int) -> ClosedJaxpr:
     y_BTD, sown = module.apply({'params': restored}, x_BTD, mutable=('losses',))
     return y_BTD, jax.tree.leaves(sown)
 
-  return jax.make_jaxpr(forward)(jax.tree.leaves(parameters), x)
+  with target.processor():
+    return jax.make_jaxpr(forward)(jax.tree.leaves(parameters), x)
 
 
 def opened(jaxpr: ClosedJaxpr | Jaxpr) -> tuple[Jaxpr, list[Any]]:
