@@ -61,7 +61,7 @@ ENVIRONMENTS = {
     f'gpu-{jax[:4]}': Environment(
       python,
       (f'jax=={jax}', f'jax-cuda13-plugin=={jax}', f'jax-cuda13-pjrt=={jax}', '-e', '.[test]'),
-      tests=f'{KERNELS}/gpu_static_test.py {KERNELS}/interpreted_test.py',
+      tests=f'{KERNELS}/gpu_static_test.py {KERNELS}/interpreted_test.py tests/training/gpu_step_test.py',
       marked='sweep or not sweep',
     )
     for python, jax in (('3.11', '0.10.2'), ('3.12', '0.11.2'), ('3.13', '0.12.0.1'))
