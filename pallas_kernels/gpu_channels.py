@@ -13,7 +13,8 @@ where sums end at the borders of runs. The sums are written so that nothing in t
 tokens enters once with each sign, each time as the product of the very factors, rounded, that met (see `tpu_adjoints`).
 
 Each block of the grid takes one chunk of one value head. Its two warpgroups make E and F, one each, and then the
-gradients of half of the channels each, `PART` at a time, level by level of `gpu_levels`.
+gradients of half of the channels each, `PART` at a time, level by level of `gpu_levels`, the lowest at once where the
+gates of the chunk are gentle.
 """
 
 from __future__ import annotations
