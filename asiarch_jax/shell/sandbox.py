@@ -36,10 +36,6 @@ SYSTEM_FILES = ('/etc/ld.so.cache', '/etc/ld.so.conf', '/etc/ld.so.conf.d', '/et
 HOST_NAMES = ('/etc/hosts', '/etc/nsswitch.conf')
 SYSTEM_FOLDERS = ('/usr', '/bin', '/sbin', '/lib', '/lib32', '/lib64', '/nix/store')
 PROCESSORS = '/sys/devices/system/cpu'  # how many there are; the TPU compiler asks
-# What a file under /proc changes beyond the process that it is of.
-KERNEL_SETTINGS = tuple(
-  f'/proc/{name}' for name in ('acpi', 'bus', 'fs', 'irq', 'mtrr', 'scsi', 'sys', 'sysrq-trigger', 'timer_list')
-)
 DEVICES = ('/dev/null', '/dev/zero', '/dev/full', '/dev/random', '/dev/urandom')
 ACCELERATORS = ('nvidia*', 'accel*', 'vfio', 'kfd', 'dri')
 ACCELERATOR_VARIABLES = ('CUDA_', 'LD_LIBRARY_PATH', 'NVIDIA_', 'TPU_', 'XLA_PYTHON_CLIENT_')
@@ -158,6 +154,8 @@ def _environment(jail: str, cell: Cell) -> dict[str, str]:
   if settings.host_devices > 1:
     environment['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={settings.host_devices}'
   if settings.platform != 'cpu':
+    if settings.workers > 1 and not settings.devices:  # they share the accelerators: none may take the memory of all
+      environment['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'
     environment |= {name: value for name, value in os.environ.items() if name.startswith(ACCELERATOR_VARIABLES)}
   return environment | dict(cell.pinned)
 
@@ -230,7 +228,7 @@ def _bubblewrap(cell: Cell, environment: Mapping[str, str], worker: Sequence[str
   # The user of this process may own the kernel's settings: with root's id, though without its capabilities, a worker
   # could set the host's core_pattern. CUDA names its threads under /proc, and does not start where it cannot.
   if _accelerators(cell):
-    for path in _existing(KERNEL_SETTINGS):
+    for path in _kernel_settings():
       command += ['--ro-bind', path, path]
   else:
     command += ['--remount-ro', '/proc']
@@ -298,6 +296,18 @@ def _accelerators(cell: Cell) -> list[str]:
   if cell.settings.platform == 'cpu':
     return []
   return sorted(str(path) for pattern in ACCELERATORS for path in pathlib.Path('/dev').glob(pattern))
+
+
+def _kernel_settings() -> list[str]:
+  """Returns what there is under /proc that is of no process and may be written, folders included."""
+  found = []
+  with os.scandir('/proc') as entries:
+    for entry in entries:
+      if entry.name.isdecimal() or entry.is_symlink():  # a process's own; `self` and what leads there
+        continue
+      if entry.is_dir() or entry.stat().st_mode & 0o222:
+        found.append(entry.path)
+  return sorted(found)
 
 
 def _devices(cell: Cell) -> list[str]:

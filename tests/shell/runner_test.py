@@ -165,6 +165,18 @@ def test_a_worker_is_told_the_platform_and_the_number_of_devices(tmp_path, any_j
   assert 'tpu,cpu alone' in said('tpu', platform='tpu')  # the gate runs on the processor
 
 
+def test_workers_that_share_an_accelerator_take_memory_as_they_need_it(tmp_path, any_jail, monkeypatch):
+  monkeypatch.delenv('XLA_PYTHON_CLIENT_PREALLOCATE', raising=False)
+  ask = 'import os\nraise ValueError(os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "all at once"))'
+
+  def said(name, **settings):
+    return local(tmp_path / name, any_jail, platform='cuda', **settings).run(Job('m', ask, {})).failure.reason
+
+  assert 'all at once' in said('alone') and 'false' in said('shared', workers=2)
+  monkeypatch.setenv('XLA_PYTHON_CLIENT_PREALLOCATE', 'true')
+  assert 'true' in said('asked', workers=2)
+
+
 def test_workers_that_share_a_host_hold_their_own_devices(tmp_path, any_jail, monkeypatch):
   monkeypatch.setattr(runner.machine, 'accelerators', lambda: tuple(f'/dev/nvidia{n}' for n in range(4)))
   here = local(tmp_path, any_jail, platform='cuda', workers=2, devices=2)
