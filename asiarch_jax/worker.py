@@ -107,6 +107,20 @@ def gate(job: Job, settings: config.Experiment, report: Report) -> tuple[JobResu
   return JobResult(job.key, findings=findings, fingerprint=fingerprint, cost=counted, timing=timing), mixer, mlp_width
 
 
+def require_platform() -> None:
+  """Sees to it that calls run where JAX_PLATFORMS says first: of the places it names, JAX passes over a missing GPU.
+
+  Raises:
+    RuntimeError: the first of them is not there.
+  """
+  wanted = os.environ.get('JAX_PLATFORMS', '').split(',')[0]
+  if wanted not in ('', 'cpu') and jax.default_backend() == 'cpu':
+    raise RuntimeError(
+      f'JAX has no device of platform {wanted!r} here: install its extra, end what else holds the device, or set '
+      '--config.runner.platform=cpu'
+    )
+
+
 @contextlib.contextmanager
 def on_processor() -> Iterator[None]:
   """Has all that is inside run on the processor.
@@ -460,6 +474,7 @@ def run(job: Job, corpus_dir: str, out: str, report: Report) -> tuple[JobResult,
   result = JobResult(job.key)
   arrays: Mapping[str, np.ndarray] = {}
   try:
+    require_platform()
     if job.kind == 'answer':
       result, arrays = answer(job, settings, corpus_dir, report)
       return _timed(result, began), arrays

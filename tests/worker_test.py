@@ -41,6 +41,13 @@ def test_the_gate_runs_on_the_processor_wherever_training_does(monkeypatch):
   assert seen == [(jax.local_devices(backend='cpu')[0], 'cpu')] and jax.config.jax_default_device is None
 
 
+def test_a_job_for_an_accelerator_does_not_run_on_the_processor_instead(monkeypatch):
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda,cpu')
+  job = Job('any', fakes.MIXER, config.worker_part(SMALL), kind='check')
+  result, _ = worker.run(job, '', '', lambda _: None)
+  assert "no device of platform 'cuda'" in result.failure.reason and 'platform=cpu' in result.failure.reason
+
+
 def test_a_call_is_traced_for_the_default_device(monkeypatch):
   accelerator = types.SimpleNamespace(platform='cuda', device_kind='NVIDIA H100 80GB HBM3')
   monkeypatch.setattr(target.jax, 'devices', lambda *_: [accelerator])

@@ -34,6 +34,7 @@ import json
 import asiarch_jax.worker
 import jax
 try:
+  asiarch_jax.worker.require_platform()
   devices = jax.devices()
 except AssertionError:  # all that JAX has to say of a plugin that is missing
   raise SystemExit('JAX has no backend of that name: its plugin is not installed')
