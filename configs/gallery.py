@@ -38,7 +38,9 @@ def get_config():
       search=search,
       evidence=dataclasses.replace(experiment.evidence, placebo=0.0),
       monitor=dataclasses.replace(experiment.monitor, too_slow=0.0),
-      runner=dataclasses.replace(experiment.runner, workers=4, wall_seconds=small.wall_seconds, memory_gib=16.0),
+      runner=dataclasses.replace(
+        experiment.runner, workers=4, wall_seconds=small.wall_seconds, heartbeat_seconds=600.0, memory_gib=16.0
+      ),
       ladder=(),
       rungs={},
     )
