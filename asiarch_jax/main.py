@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
-from asiarch_jax import commands
-from asiarch_jax.commands import (
-  UsageError,
-  ablating,
-  claiming,
-  cognition,
-  comparing,
-  doctor,
-  evaluating,
-  exporting,
-  importing,
-  planning,
-  replaying,
-  scaling,
-  searching,
-  sharing,
-  suite,
-  together,
-  verifying,
-)
+INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as shells have it
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-  """A row of COMMANDS: what it does, for whom, and the flags it takes."""
+  """A row of COMMANDS: what it does, for whom, and the flags it takes.
 
-  run: Callable[[flags.FlagValues, list[str]], int]
+  `run` names a function of `asiarch_jax.commands` or of a module of it: they take seconds to import, help needs none.
+  """
+
+  run: str
   summary: str
   usage: str
   details: str
@@ -170,7 +156,7 @@ def _tabulate_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 def _replay_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_string('table', None, 'File that asiarch tabulate wrote; default: the one of the package.',
                       flag_values=values)  # fmt: skip
-  flags.DEFINE_list('parts', list(replaying.PARTS), 'What to compare.', flag_values=values)
+  flags.DEFINE_list('parts', ['search', 'promotion', 'belief', 'stopping'], 'What to compare.', flag_values=values)
   flags.DEFINE_integer('replays', 40, 'Replays behind each mean.', lower_bound=2, flag_values=values)
   flags.DEFINE_integer('draws', 40, 'Designs that a search measures.', lower_bound=1, flag_values=values)
   flags.DEFINE_integer('designs', 60, 'Designs to promote from and to believe of.', lower_bound=4, flag_values=values)
@@ -207,7 +193,7 @@ def _papers_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 COMMANDS = {
   'search': Command(
-    searching.search,
+    'searching.search',
     'run or continue a search',
     '--config=FILE.py --workdir=DIR',
     'Sends the baselines, then proposals, through check, training and judgement, and archives every outcome in DIR. '
@@ -216,7 +202,7 @@ COMMANDS = {
     jobs=True,
   ),
   'verify': Command(
-    verifying.verify,
+    'verifying.verify',
     'let the best of a search climb to larger models',
     '--workdir=DIR',
     'Chooses entries by their posterior with a limit on false discoveries, measures them on each rung of the '
@@ -226,7 +212,7 @@ COMMANDS = {
     jobs=True,
   ),
   'claim': Command(
-    claiming.claim,
+    'claiming.claim',
     'test entries on fresh seeds and unread windows',
     '[ID...] --workdir=DIR',
     'Registers the entries as one family, trains both sides anew on seeds that nothing else used, reads the vault '
@@ -237,7 +223,7 @@ COMMANDS = {
     jobs=True,
   ),
   'arms': Command(
-    comparing.compare,
+    'comparing.compare',
     'compare ways of searching under one budget',
     '--config=FILE.py --workdir=DIR',
     'Runs the search once in each arm, trains the best of each anew on fresh seeds, and prints what the first arm '
@@ -246,7 +232,7 @@ COMMANDS = {
     jobs=True,
   ),
   'ablate': Command(
-    ablating.ablate,
+    'ablating.ablate',
     'train an entry without each of its parts in turn',
     'ID --workdir=DIR',
     'Takes away one component of a genome, or one hunk of the difference to the parent, at a time, trains what remains '
@@ -256,7 +242,7 @@ COMMANDS = {
     jobs=True,
   ),
   'scale': Command(
-    scaling.scale,
+    'scaling.scale',
     'train an entry and its baseline over several sizes',
     'ID --workdir=DIR',
     'Trains both at four widths or more, tokens in proportion to parameters, fits a law to all of it at once and says '
@@ -266,7 +252,7 @@ COMMANDS = {
     jobs=True,
   ),
   'tabulate': Command(
-    replaying.tabulate,
+    'replaying.tabulate',
     'freeze a search and a rung for the replay bench',
     '--config=FILE.py --workdir=DIR --out=TABLE.json.xz',
     'Searches, measures everybody that climbs on the rung above, and writes all replicas of both with their curves '
@@ -275,7 +261,7 @@ COMMANDS = {
     jobs=True,
   ),
   'replay': Command(
-    replaying.replay,
+    'replaying.replay',
     'compare policies without training',
     '[--table=TABLE.json.xz] [--config=FILE.py]',
     'Replays searches, promotions, beliefs and early stops on a frozen table and prints how each policy fares, beside '
@@ -283,7 +269,7 @@ COMMANDS = {
     (_config_flag, _replay_flags, _json_flag),
   ),
   'check': Command(
-    commands.check,
+    'check',
     'run a mixer file through the gate',
     'FILE.py|BASELINE',
     'Reads the source and runs it, jailed, against the contract of a proposal: shapes, causality, gradients, cost. '
@@ -293,7 +279,7 @@ COMMANDS = {
     jobs=True,
   ),
   'train': Command(
-    commands.train,
+    'train',
     'gate, train and measure one mixer',
     'FILE.py|BASELINE',
     'Trains all replicas (seeds x learning rates) in one program and prints held-out bits per byte and task scores.',
@@ -302,7 +288,7 @@ COMMANDS = {
     jobs=True,
   ),
   'evaluate': Command(
-    evaluating.evaluate,
+    'evaluating.evaluate',
     'ask an entry zero-shot questions',
     'ID|NAME --workdir=DIR [--tasks=piqa,arc_easy]',
     "Runs tasks of EleutherAI's harness (extra [eval]) on the best replica of an entry, whose mixer answers in the "
@@ -313,7 +299,7 @@ COMMANDS = {
     jobs=True,
   ),
   'suite': Command(
-    suite.suite,
+    'suite.suite',
     'measure one mixer on a suite of synthetic tasks',
     'FILE.py|BASELINE --suite=NAME',
     'Trains it on every setting of MAD, MQAR or a small choice of them (docs/TASKS.md) and prints accuracies with '
@@ -324,7 +310,7 @@ COMMANDS = {
     jobs=True,
   ),
   'plan': Command(
-    planning.plan,
+    'planning.plan',
     'say what a training step would take on a slice of TPUs',
     '[FILE.py|BASELINE] --config=FILE.py --topology=v5e:16x16',
     'Compiles the step of all replicas ahead of time with no TPU present (extra [aot]) and prints memory a device, '
@@ -333,14 +319,14 @@ COMMANDS = {
     (0, 1),
   ),
   'top': Command(
-    commands.top,
+    'top',
     'print the leaderboard of an archive',
     '--workdir=DIR',
     'Entries by held-out bits per byte, with the 95 % interval of the improvement over the baseline.',
     (_workdir_flag, _limit_flag, _json_flag),
   ),
   'show': Command(
-    commands.show,
+    'show',
     'print one outcome',
     'ID --workdir=DIR',
     'Motivation, measurements, findings and analysis of the outcome with this id or name.',
@@ -348,17 +334,17 @@ COMMANDS = {
     (1, 1),
   ),
   'tree': Command(
-    commands.tree, 'print the lineage', '--workdir=DIR', 'Every outcome under its parent.', (_workdir_flag, _json_flag)
+    'tree', 'print the lineage', '--workdir=DIR', 'Every outcome under its parent.', (_workdir_flag, _json_flag)
   ),
   'report': Command(
-    commands.report,
+    'report',
     'write the HTML report',
     '--workdir=DIR',
     'One page without network, and its figures as PNG files.',
     (_workdir_flag, _out_flag, _json_flag),
   ),
   'import': Command(
-    importing.bring,
+    'importing.bring',
     'bring a mixer of your own into an archive',
     'FILE.py --workdir=DIR [--parent=ID]',
     'Gates, trains, measures, judges and analyses it like any proposal; a search that goes on may breed from it. What '
@@ -368,7 +354,7 @@ COMMANDS = {
     jobs=True,
   ),
   'export': Command(
-    exporting.export,
+    'exporting.export',
     'write an entry as a package of its own',
     'ID|NAME --workdir=DIR --out=DIR [--vendor]',
     'The mixer as Flax Linen and NNX, the model it was trained in with its parameters (safetensors, Orbax), '
@@ -379,14 +365,14 @@ COMMANDS = {
     jobs=True,
   ),
   'dump': Command(
-    sharing.dump,
+    'sharing.dump',
     'write an archive as one file of JSON lines',
     '--workdir=DIR --out=FILE.jsonl.gz',
     'The experiment, then every outcome with its arrays. asiarch load makes an archive of it again.',
     (_workdir_flag, _dump_flags, _json_flag),
   ),
   'load': Command(
-    sharing.load,
+    'sharing.load',
     'make an archive of a dump',
     'FILE --workdir=DIR',
     'Adds what is not there; run again after an interruption, it goes on.',
@@ -394,7 +380,7 @@ COMMANDS = {
     (1, 1),
   ),
   'merge': Command(
-    sharing.merge,
+    'sharing.merge',
     'unite archives of one experiment',
     'DIR DIR... --workdir=NEW',
     'What is in several is taken once; the others get new ids and keep their lineage. The archives that are read stay '
@@ -403,7 +389,7 @@ COMMANDS = {
     (2, 100),
   ),
   'config': Command(
-    commands.settings,
+    'settings',
     'print every setting with its value',
     '[--config=FILE.py]',
     'Name, value and meaning of each setting, after --config and its overrides. --markdown prints the table of '
@@ -411,7 +397,7 @@ COMMANDS = {
     (_config_flag, _markdown_flag, _json_flag),
   ),
   'prepare': Command(
-    commands.prepare,
+    'prepare',
     'turn text into a corpus',
     'SOURCE --out=DIR',
     'SOURCE is docs (docstrings of the installed libraries), text files, JSON lines, parquet, ArrayRecord, or '
@@ -420,7 +406,7 @@ COMMANDS = {
     (1, 1),
   ),
   'cognition': Command(
-    cognition.cognition,
+    'cognition.cognition',
     'look into the base of papers',
     'search QUERY|list|lint|add FILE',
     'search finds the insights that answer a weakness; list and lint go through all; add checks a JSON file of a paper '
@@ -429,7 +415,7 @@ COMMANDS = {
     (1, 2),
   ),
   'doctor': Command(
-    doctor.doctor,
+    'doctor.doctor',
     'say what this machine has and whether a search would run',
     '[--config=FILE.py] [--workdir=DIR]',
     'Looks at versions, devices as a worker sees them, jail, memory, disk, archive, corpus, papers and language model '
@@ -457,8 +443,18 @@ def help_text(name: str | None = None) -> str:
   return f'usage: asiarch {name} {command.usage}\n\n{command.details}\n\nflags:\n{described}\n'
 
 
-def main(arguments: Sequence[str]) -> int:
-  """Returns the exit status of `asiarch ARGUMENTS`: 0 done, 1 a check or training failed, 2 usage, 130 interrupted."""
+def function(command: Command) -> Callable[[flags.FlagValues, list[str]], int]:
+  """Returns what a command runs, imported."""
+  module, _, name = command.run.rpartition('.')
+  found = importlib.import_module(f'asiarch_jax.commands.{module}' if module else 'asiarch_jax.commands')
+  return getattr(found, name)
+
+
+def main(arguments: Sequence[str], before: Callable[[], None] = lambda: None) -> int:
+  """Returns the exit status of `asiarch ARGUMENTS`: 0 done, 1 a check or training failed, 2 usage, 130 interrupted.
+
+  `before` is called before anything of a command is imported.
+  """
   if not arguments or arguments[0] in ('--help', '-h', 'help', '--helpfull'):
     print(help_text())
     return 0 if arguments else 2
@@ -477,25 +473,32 @@ def main(arguments: Sequence[str]) -> int:
     positional = values([f'asiarch {name}', *rest])[1:]
     least, most = command.arguments
     if not least <= len(positional) <= most:
-      raise UsageError(f'{name} takes {least or "no"} argument{"s"[: least != 1]}, got {positional}')
+      raise ValueError(f'{name} takes {least or "no"} argument{"s"[: least != 1]}, got {positional}')
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
     return _refuse(name, _sentence(error))
-  except UsageError as error:
-    return _refuse(name, str(error))
   try:
-    return together.run(command.run, values, positional) if command.jobs else command.run(values, positional)
-  except UsageError as error:
-    return _refuse(name, str(error))
+    before()
+    return _done(name, command, values, positional)
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    return INTERRUPTED
+
+
+def _done(name: str, command: Command, values: flags.FlagValues, positional: list[str]) -> int:
+  from asiarch_jax import commands
+  from asiarch_jax.commands import together
+
+  run: Any = function(command)
+  try:
+    return together.run(run, values, positional) if command.jobs else run(values, positional)
   except (
+    commands.UsageError,
     ValueError,
     OSError,
     ImportError,
     commands.runners.WorkerStartError,
   ) as error:  # the shell's errors name value, limit and remedy
     return _refuse(name, _sentence(error))
-  except KeyboardInterrupt:
-    print('interrupted', file=sys.stderr)
-    return commands.INTERRUPTED
 
 
 def _sentence(error: BaseException) -> str:
@@ -512,8 +515,13 @@ def _refuse(name: str, reason: str) -> int:
 
 def run() -> None:
   """The entry point of the `asiarch` script. The controller computes nothing: accelerators belong to the workers."""
-  jax.config.update('jax_platforms', 'cpu')
-  sys.exit(main(sys.argv[1:]))
+
+  def on_processor() -> None:
+    import jax
+
+    jax.config.update('jax_platforms', 'cpu')
+
+  sys.exit(main(sys.argv[1:], on_processor))
 
 
 if __name__ == '__main__':

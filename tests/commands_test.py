@@ -1,5 +1,6 @@
 """The command line as a user meets it: a real search, its archive read back, and every kind of bad input."""
 
+import inspect
 import json
 import os
 import re
@@ -10,8 +11,10 @@ import sys
 import time
 
 import pytest
+from absl import flags
 
 from asiarch_jax import main, records
+from asiarch_jax.commands import replaying
 from asiarch_jax.shell import archive
 from tests.cli import ROOT, asiarch
 
@@ -24,6 +27,26 @@ PATHS = (
 
 def test_every_command_is_listed_here():
   assert set(PATHS) == set(main.COMMANDS)
+
+
+@pytest.mark.parametrize('name', main.COMMANDS)
+def test_a_command_runs_a_function_of_flags_and_arguments(name):
+  assert len(inspect.signature(main.function(main.COMMANDS[name])).parameters) == 2
+
+
+def test_help_imports_nothing_of_a_command():
+  code = 'import sys; from asiarch_jax import main; main.main(["--help"]); main.main(["search", "--help"])'
+  done = subprocess.run(
+    [sys.executable, '-c', f'{code}; print(*sys.modules)'], capture_output=True, text=True, check=True
+  )
+  assert not {'jax', 'scipy', 'matplotlib', 'asiarch_jax.commands'} & set(done.stdout.splitlines()[-1].split())
+
+
+def test_replay_compares_all_there_is_by_default():
+  values = flags.FlagValues()
+  for define in main.COMMANDS['replay'].define:
+    define(values, ())
+  assert tuple(values['parts'].default) == replaying.PARTS
 
 
 @pytest.mark.parametrize('command', PATHS)
