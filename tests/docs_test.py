@@ -86,6 +86,16 @@ def reader(tmp_path_factory):
   return folder
 
 
+# Two of the gallery, as small as those of the smoke search.
+GALLERY = ['--cycles=2', *(
+  f'--config.{setting}' for setting in (
+    *('model.width=16', 'model.layers=1', 'model.heads=2', 'model.mlp_width=48', 'training.steps=4'),
+    *('training.batch=2', 'training.length=32', 'training.seeds=2', 'training.steps_per_call=2'),
+    'training.learning_rates=(0.005,)',
+    *('evaluation.validation_windows=4', 'evaluation.test_windows=4', 'evaluation.batch=4', 'evidence.floor=2'),
+    *('tasks.names=()', 'runner.memory_gib=4'),
+  )
+)]  # fmt: skip
 GEMINI = ['researcher.kind=llm', 'judge.kind=llm', 'judge.calls=1', 'analyst.kind=llm', 'researcher.revive=0.0']
 
 
@@ -175,6 +185,10 @@ def test_every_command_of_the_docs_runs(page, command, request, smoke, reader, t
     given = [word.replace(str(smoke[0]), str(tmp_path / 'run')).replace('runs/arms', str(tmp_path)) for word in given]
     assert main.main(given) == 0
     return
+  if '--config.runner.platform=cuda' in given:  # what a GPU would do, by the processor
+    given = [word.replace('=cuda', '=cpu').replace('runs/gpu', str(smoke[0])) for word in given]
+    given = [word.replace('runs/gallery', str(tmp_path / 'gallery')) for word in given]
+    given += GALLERY if '--config=configs/gallery.py' in given else []
   if given[0] in ('check', 'train'):
     given.append(f'--workdir={tmp_path / "scratch"}')
   if given[0] == 'plan':  # the small experiment, with a row for each device
