@@ -86,8 +86,8 @@ def reader(tmp_path_factory):
   return folder
 
 
-# Two of the gallery, as small as those of the smoke search.
-GALLERY = ['--cycles=2', *(
+# The first of the gallery, as small as those of the smoke search.
+GALLERY = ['--cycles=1', *(
   f'--config.{setting}' for setting in (
     *('model.width=16', 'model.layers=1', 'model.heads=2', 'model.mlp_width=48', 'training.steps=4'),
     *('training.batch=2', 'training.length=32', 'training.seeds=2', 'training.steps_per_call=2'),
