@@ -7,12 +7,9 @@ import importlib
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
-
-INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as shells have it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +153,7 @@ def _tabulate_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 def _replay_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_string('table', None, 'File that asiarch tabulate wrote; default: the one of the package.',
                       flag_values=values)  # fmt: skip
-  flags.DEFINE_list('parts', ['search', 'promotion', 'belief', 'stopping'], 'What to compare.', flag_values=values)
+  flags.DEFINE_list('parts', None, 'What to compare; default: all of it.', flag_values=values)
   flags.DEFINE_integer('replays', 40, 'Replays behind each mean.', lower_bound=2, flag_values=values)
   flags.DEFINE_integer('draws', 40, 'Designs that a search measures.', lower_bound=1, flag_values=values)
   flags.DEFINE_integer('designs', 60, 'Designs to promote from and to believe of.', lower_bound=4, flag_values=values)
@@ -478,17 +475,17 @@ def main(arguments: Sequence[str], before: Callable[[], None] = lambda: None) ->
     return _refuse(name, _sentence(error))
   try:
     before()
-    return _done(name, command, values, positional)
+    return _run(name, command, values, positional)
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
-    return INTERRUPTED
+    return 128 + signal.SIGINT  # as shells have it, and commands
 
 
-def _done(name: str, command: Command, values: flags.FlagValues, positional: list[str]) -> int:
+def _run(name: str, command: Command, values: flags.FlagValues, positional: list[str]) -> int:
   from asiarch_jax import commands
   from asiarch_jax.commands import together
 
-  run: Any = function(command)
+  run = function(command)
   try:
     return together.run(run, values, positional) if command.jobs else run(values, positional)
   except (

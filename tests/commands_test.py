@@ -11,10 +11,8 @@ import sys
 import time
 
 import pytest
-from absl import flags
 
 from asiarch_jax import main, records
-from asiarch_jax.commands import replaying
 from asiarch_jax.shell import archive
 from tests.cli import ROOT, asiarch
 
@@ -40,13 +38,6 @@ def test_help_imports_nothing_of_a_command():
     [sys.executable, '-c', f'{code}; print(*sys.modules)'], capture_output=True, text=True, check=True
   )
   assert not {'jax', 'scipy', 'matplotlib', 'asiarch_jax.commands'} & set(done.stdout.splitlines()[-1].split())
-
-
-def test_replay_compares_all_there_is_by_default():
-  values = flags.FlagValues()
-  for define in main.COMMANDS['replay'].define:
-    define(values, ())
-  assert tuple(values['parts'].default) == replaying.PARTS
 
 
 @pytest.mark.parametrize('command', PATHS)

@@ -27,6 +27,11 @@ def test_every_config_file_gives_a_valid_experiment_and_says_how_to_run_it(path)
   assert 'Command:' in head and 'Hardware:' in head
 
 
+def test_the_gallery_has_every_baseline():
+  files = {path.stem for path in (ROOT / 'asiarch_jax/arch/baselines').glob('*.py')} - {'__init__'}
+  assert set(load(ROOT / 'configs/gallery.py').search.baselines) == files
+
+
 def test_config_dict_and_json_give_the_experiment_back():
   experiment = config.Experiment()
   assert config.from_dict(config.as_config_dict(experiment)) == experiment

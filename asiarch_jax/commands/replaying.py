@@ -64,7 +64,7 @@ def tabulate(values: flags.FlagValues, _: list[str]) -> int:
 
 def replay(values: flags.FlagValues, _: list[str]) -> int:
   """Compares policies on a table, in the parts that are named."""
-  parts = tuple(dict.fromkeys(values.parts))
+  parts = PARTS if values.parts is None else tuple(dict.fromkeys(values.parts))
   if not parts or not set(parts) <= set(PARTS):
     raise UsageError(f'--parts={",".join(values.parts)}; name some of {", ".join(PARTS)}')
   experiment = commands.experiment_of(values)

@@ -149,7 +149,7 @@ def _environment(jail: str, cell: Cell) -> dict[str, str]:
     'TF_CPP_MIN_LOG_LEVEL': '2',
   }
   if settings.platform:
-    # The gate runs on the processor; where the accelerator is missing JAX ends, it does not fall back to that.
+    # The gate runs on the processor; `worker.require_platform` sees that nothing else falls back to it.
     environment['JAX_PLATFORMS'] = ','.join(dict.fromkeys([*settings.platform.split(','), 'cpu']))
   if settings.host_devices > 1:
     environment['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={settings.host_devices}'

@@ -22,7 +22,6 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from asiarch_jax.checks.cost import jaxprs
 from asiarch_jax.checks.cost.jaxprs import words
-from pallas_kernels import target
 
 ROUNDS = 2  # of refinement: a role, and the roles that surround it
 COMMUTATIVE = {name: name for name in ('add', 'mul', 'max', 'min', 'and', 'or', 'xor')} | {'add_any': 'add'}
@@ -56,8 +55,7 @@ def fingerprint(module: Any, width: int, length: int = 128) -> str:
     return y_BTD, losses, pullback((dy_BTD, [jax.numpy.ones_like(loss) for loss in losses]))
 
   roles = _outputs(jaxprs.start(module, width).jaxpr, ['key'], len(leaves))
-  with target.processor():  # on every platform the same function
-    whole = jax.make_jaxpr(with_gradients)(leaves, x, x)
+  whole = jaxprs.traced(with_gradients, leaves, x, x)
   gradients = slice(len(whole.jaxpr.outvars) - len(leaves) - 1, len(whole.jaxpr.outvars) - 1)
   for _ in range(ROUNDS):
     results = _outputs(whole, [*roles, 'x', 'dy'])

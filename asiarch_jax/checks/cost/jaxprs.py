@@ -37,8 +37,13 @@ def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
       return function(module, *sizes)
     return remembered(module, *sizes)
 
-  asked.cache_clear = remembered.cache_clear  # type: ignore[attr-defined]
   return asked
+
+
+def traced(function: Callable[..., Any], *operands: Any, **options: Any) -> Any:
+  """Returns `jax.make_jaxpr(function, **options)(*operands)`, for a processor."""
+  with target.processor():
+    return jax.make_jaxpr(function, **options)(*operands)
 
 
 class Start(NamedTuple):
@@ -57,8 +62,7 @@ def start(module: Any, width: int, batch: int = 1, length: int = 2) -> Start:
     variables = dict(module.init(key, jnp.zeros((batch, length, width), module.dtype)))
     return variables.pop('params', {}), variables
 
-  with target.processor():
-    jaxpr, (parameters, others) = jax.make_jaxpr(init, return_shape=True)(jax.random.key(0))
+  jaxpr, (parameters, others) = traced(init, jax.random.key(0), return_shape=True)
   return Start(jaxpr, parameters, others)
 
 
@@ -78,8 +82,7 @@ def trace(module: Any, width: int, length: int) -> ClosedJaxpr:
     y_BTD, sown = module.apply({'params': restored}, x_BTD, mutable=('losses',))
     return y_BTD, jax.tree.leaves(sown)
 
-  with target.processor():
-    return jax.make_jaxpr(forward)(jax.tree.leaves(parameters), x)
+  return traced(forward, jax.tree.leaves(parameters), x)
 
 
 def opened(jaxpr: ClosedJaxpr | Jaxpr) -> tuple[Jaxpr, list[Any]]:
