@@ -56,7 +56,8 @@ class Training:
   steps_per_call: int = 10  # steps in one dispatched lax.scan; losses are logged as their mean
   data_parallel: int = 1  # devices that share one replica's batch; divides batch
   microbatches: int = 1  # parts of a device's rows that gradients are summed over; divides them
-  sharded: tuple[str, ...] = ()  # PATTERN AXES: parameters shared out over a batch's devices, as 'kernel$ data,-'
+  sharded: tuple[str, ...] = ()  # PATTERN AXES: parameters that `fsdp` devices hold a part of each, as 'kernel$ fsdp,-'
+  fsdp: int = 0  # devices, of those that share a batch, that share out the parameters of `sharded`; 0: all of them
   checkpoint_every: int = 0  # steps between saved states to resume from; 0 saves none
   first_seed: int = 0  # of the replicas; later blocks of seeds add replicas to the same design
 
@@ -498,6 +499,8 @@ def validate(experiment: Experiment) -> None:
     )
   for rule in training.sharded:
     sharding_rule(rule)
+  if training.fsdp > 1 and not training.sharded:
+    raise ValueError(f'training.fsdp = {training.fsdp} shares nothing out; name parameters in training.sharded')
   if training.batch % training.data_parallel:
     raise ValueError(
       f'training.data_parallel = {training.data_parallel} does not divide training.batch = {training.batch}'
@@ -559,7 +562,7 @@ def validate(experiment: Experiment) -> None:
 def sharding_rule(text: str) -> tuple[re.Pattern[str], tuple[bool, ...]]:
   """Returns the pattern of a rule of `training.sharded` and, for each axis of a parameter, whether it is shared out.
 
-  >>> sharding_rule('mlp/.*/kernel$ -,data')
+  >>> sharding_rule('mlp/.*/kernel$ -,fsdp')
   (re.compile('mlp/.*/kernel$'), (False, True))
 
   Raises:
@@ -567,13 +570,13 @@ def sharding_rule(text: str) -> tuple[re.Pattern[str], tuple[bool, ...]]:
   """
   pattern, _, axes = text.rpartition(' ')
   names = axes.split(',')
-  if not pattern.strip() or set(names) - {'-', 'data'} or names.count('data') > 1:
+  if not pattern.strip() or set(names) - {'-', 'fsdp'} or names.count('fsdp') > 1:
     raise ValueError(
-      f'training.sharded has {text!r}; a rule is a pattern of parameter paths, a space, and data for at most one axis '
-      "and - for the others, such as 'mlp/.*/kernel$ -,data'"
+      f'training.sharded has {text!r}; a rule is a pattern of parameter paths, a space, and fsdp for at most one axis '
+      "and - for the others, such as 'mlp/.*/kernel$ -,fsdp'"
     )
   try:
-    return re.compile(pattern.strip()), tuple(name == 'data' for name in names)
+    return re.compile(pattern.strip()), tuple(name == 'fsdp' for name in names)
   except re.error as error:
     raise ValueError(f'training.sharded has {text!r}, whose pattern is none: {error}') from error
 
@@ -669,6 +672,7 @@ def _at_least_one(experiment: Experiment) -> None:
       'runner.hosts',
       'runner.retries',
       'training.checkpoint_every',
+      'training.fsdp',
       'training.warmup',
       'training.decay',
       'training.final',

@@ -362,7 +362,7 @@ class Plan:
   topology: str
   device: str
   devices: int
-  mesh: tuple[int, int]  # replica, data
+  mesh: tuple[int, int, int]  # replica, data, fsdp
   replicas: int  # of one device
   rows: int  # of a replica's batch
   parameters: int

@@ -175,7 +175,7 @@ def learn(
   training, evaluation = settings.training, settings.evaluation
   rates, count = training.learning_rates, training.seeds * len(training.learning_rates)
   host = lm.LanguageModel(mixer, settings.model, mlp_width)
-  mesh = sharding.mesh(jax.devices(), count, training.data_parallel, training.batch)
+  mesh = sharding.mesh_of(jax.devices(), training)
   trainer = train.Trainer(host, training, mesh, settings.seed, clock=time.monotonic)
   # One set of scores for every measurement: one program to compile.
   scorers = {name: TASKS[name].score for name in dict.fromkeys(('bits_per_byte', *settings.tasks.names))}

@@ -12,7 +12,7 @@ from asiarch_jax.records import Bound, Collective, Plan
 from tests.cli import asiarch, in_process
 
 PLAN = Plan(
-  'v5e:4x4', 'TPU v5 lite', 16, (1, 16), 1, 2, 1_384_960, 16_619_528, 16_628_224, 6_999_552, 23_628_800, 16 << 30,
+  'v5e:4x4', 'TPU v5 lite', 16, (1, 16, 1), 1, 2, 1_384_960, 16_619_528, 16_628_224, 6_999_552, 23_628_800, 16 << 30,
   5.3e9, 1_113_243, 39_291_995, (Collective('all-reduce', 2, 5_539_848),),
   (Bound('FLOPs at the peak', 5.3e9 / 197e12), Bound("the compiler's cycles outside kernels", 1_113_243 / 1.5e9)), 19.4,
 )  # fmt: skip
@@ -37,7 +37,7 @@ def test_a_slice_is_planned_without_one(tmp_path):
   status, found = planned(tmp_path)
   assert status == 0, found['failure']
   plan = found['plan']
-  assert (plan['devices'], plan['mesh'], plan['rows'], plan['memory']) == (16, [1, 16], 1, 16 << 30)
+  assert (plan['devices'], plan['mesh'], plan['rows'], plan['memory']) == (16, [1, 16, 1], 1, 16 << 30)
   assert plan['state'] == pytest.approx(12 * plan['parameters'], rel=1e-3), 'parameters and two moments in float32'
   assert 0 < plan['state'] <= plan['arguments'] < plan['peak'] < plan['memory']
   gradients = next(one for one in plan['collectives'] if one['kind'] == 'all-reduce')
@@ -45,7 +45,7 @@ def test_a_slice_is_planned_without_one(tmp_path):
   assert plan['flops'] > 6 * 128 * plan['parameters'] / 2 and plan['cycles'] > 0
   assert len(plan['bounds']) == 3 and all(0 < bound['seconds'] < 1 for bound in plan['bounds'])
 
-  shared, found = planned(tmp_path, "--config.training.sharded=('mlp/.*kernel$ data,-',)")
+  shared, found = planned(tmp_path, "--config.training.sharded=('mlp/.*kernel$ fsdp,-',)")
   assert shared == 0, found['failure']
   rest = 12 * 3 * 256 * 512  # of the feed-forward: a sixteenth of it stays
   assert found['plan']['state'] == pytest.approx(plan['state'] - rest * 15 / 16, rel=1e-3)

@@ -262,6 +262,7 @@ ELSEWHERE = {  # the test that shows what a setting does
     'tests/training/sharded_test.py::test_gradients_summed_over_parts_of_a_batch_give_its_losses'
   ),
   'training.sharded': 'tests/training/sharded_test.py::test_parameters_shared_out_give_the_losses_of_one_device',
+  'training.fsdp': 'tests/training/sharded_test.py::test_parameters_shared_out_give_the_losses_of_one_device',
   'runner.hosts': 'tests/shell/hosts_test.py::test_a_place_is_what_settings_and_environment_say',
   'runner.host': 'tests/shell/hosts_test.py::test_a_place_is_what_settings_and_environment_say',
   'runner.join_seconds': 'tests/shell/spmd_test.py::test_a_host_that_stays_away_is_named',

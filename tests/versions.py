@@ -28,7 +28,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 KERNELS = 'tests/pallas_kernels'
-PEERS = f'{KERNELS}/peers_test.py'
+PEERS = f'--noconftest {KERNELS}/peers_test.py'  # these environments hold the kernels and no more of the package
 HARNESS = 'tests/shell/harness_test.py tests/evaluating_test.py'
 
 

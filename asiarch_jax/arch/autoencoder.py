@@ -31,7 +31,8 @@ class AutoEncoder(lm.LanguageModel):
     init = nn.initializers.normal(model.init_stddev)
     embedding_YD = self.param('embedding', init, (model.vocabulary, model.width), jnp.float32)
     x_BTD = embedding_YD[tokens_BT].astype(dtype)
-    x_BTD = lm.blocks(x_BTD, self.mixer, model, model.mlp_width if self.mlp_width is None else self.mlp_width)
+    mlp_width = model.mlp_width if self.mlp_width is None else self.mlp_width
+    x_BTD = lm.blocks(x_BTD, self.mixer, model, mlp_width, self.gather)
     y_BTD = x_BTD[:, -1:] + positions(tokens_BT.shape[1], model.width).astype(dtype)
     for layer in range(DECODER_LAYERS):
       y_BTD = nn.RMSNorm(epsilon=model.norm_epsilon, dtype=dtype, name=f'decoder_norm_{layer}')(y_BTD)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -77,34 +78,46 @@ SAVES = {
 }
 
 
-def blocks(x_BTD: jax.Array, mixer: type, model: config.Model, mlp_width: int) -> jax.Array:
+Gather = Callable[[str, Any], Any]  # (a block's name, its parameters in parts) -> its parameters, whole
+
+
+def blocks(x_BTD: jax.Array, mixer: type, model: config.Model, mlp_width: int, gather: Gather | None) -> jax.Array:
   """Returns what the residual blocks make of `x_BTD`: they become submodules of the host that calls."""
-  block = Block
-  if model.remat:
-    block = nn.remat(Block, prevent_cse=not model.scan_layers, policy=SAVES[model.remat_saves])
+
+  def block_of(name: str) -> Any:
+    block: Any = Block
+    if gather is not None:
+      block = nn.map_variables(Block, 'params', lambda held: {'params': gather(name, held['params'])})
+    if model.remat:
+      block = nn.remat(block, prevent_cse=not model.scan_layers, policy=SAVES[model.remat_saves])
+    return block
+
   sizes = (mixer, model, mlp_width)
   if model.scan_layers:
     scanned = nn.scan(
-      block,
+      block_of(STACKED),
       variable_axes=dict.fromkeys(('params', *contract.SOWN), 0),
       split_rngs={'params': True},
       length=model.layers,
     )
     return scanned(*sizes, name=STACKED)(x_BTD, None)[0]
   for layer in range(model.layers):
-    x_BTD, _ = block(*sizes, name=f'{ONE_BY_ONE}{layer}')(x_BTD, None)
+    name = f'{ONE_BY_ONE}{layer}'
+    x_BTD, _ = block_of(name)(*sizes, name=name)(x_BTD, None)
   return x_BTD
 
 
 class LanguageModel(nn.Module):
   """Maps tokens [B, T] to logits [B, T, vocabulary] in float32 through `model.layers` blocks around `mixer`.
 
-  `mlp_width` replaces `model.mlp_width` where a candidate is matched to the baseline's parameters.
+  `mlp_width` replaces `model.mlp_width` where a candidate is matched to the baseline's parameters; `gather` is set by
+  `by_block`.
   """
 
   mixer: type
   model: config.Model
   mlp_width: int | None = None
+  gather: Gather | None = None
 
   @nn.compact
   def __call__(self, tokens_BT: jax.Array) -> jax.Array:
@@ -113,7 +126,8 @@ class LanguageModel(nn.Module):
     embedding_YD = self.param('embedding', init, (model.vocabulary, model.width), jnp.float32)
     x_BTD = embedding_YD[tokens_BT].astype(dtype)
 
-    x_BTD = blocks(x_BTD, self.mixer, model, model.mlp_width if self.mlp_width is None else self.mlp_width)
+    mlp_width = model.mlp_width if self.mlp_width is None else self.mlp_width
+    x_BTD = blocks(x_BTD, self.mixer, model, mlp_width, self.gather)
     x_BTD = nn.RMSNorm(epsilon=model.norm_epsilon, dtype=dtype, name='norm')(x_BTD)
     head_YD = embedding_YD if model.tied else self.param('head', init, embedding_YD.shape, jnp.float32)
     x_ND = x_BTD.reshape(-1, model.width)
@@ -131,6 +145,18 @@ class LanguageModel(nn.Module):
     host = type(self)(self.mixer, model, self.mlp_width, parent=None)
     parameters = host.init(key, jnp.zeros((1, 2), jnp.int32))['params']
     return parameters if self.model.scan_layers else unstacked(parameters)
+
+  @nn.nowrap
+  def by_block(self, gather: Gather) -> tuple[LanguageModel, tuple[str, ...]]:
+    """Returns this model, with a block's parameters made whole by `gather` when the block runs, and the blocks' names.
+
+    Forward and again backward, so that a device holds one block whole at a time. Without `model.remat` the backward
+    pass keeps them anyway: then there are no names, and all parameters are to be whole from the start.
+    """
+    if not self.model.remat:
+      return self, ()
+    names = (STACKED,) if self.model.scan_layers else tuple(f'{ONE_BY_ONE}{n}' for n in range(self.model.layers))
+    return type(self)(self.mixer, self.model, self.mlp_width, gather, parent=None), names
 
 
 def stacked(parameters: Any) -> Any:

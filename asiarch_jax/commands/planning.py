@@ -75,7 +75,10 @@ def rows(found: Plan) -> list[tuple[str, str]]:
   of_memory = f' of {_size(found.memory)}' if found.memory else ''
   told = [
     ('slice', f'{found.topology}, {found.devices} devices of {found.device}'),
-    ('mesh', f'{found.mesh[0]} x {found.mesh[1]} (replica, data): {found.replicas} replicas of {found.rows} rows each'),
+    (
+      'mesh',
+      f'{" x ".join(map(str, found.mesh))} (replica, data, fsdp): {found.replicas} replicas of {found.rows} rows each',
+    ),
     ('parameters', f'{found.parameters:,} a replica; with optimiser state {_size(found.state)} a device'),
     ('memory', f'{_size(found.peak)}{of_memory} a device, {_size(found.temporary)} of it temporary'),
     ('FLOPs', f'{found.flops:.4g} a device and step, counted (three times the forward)'),

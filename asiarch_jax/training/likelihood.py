@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from asiarch_jax.training import sharding, train
 
+ROWS = P(sharding.DATA)  # [B, T]
 SMALLEST = 32  # tokens of the shortest bucket
 OnCall = Callable[[int, int], None]  # (requests answered, requests in all), after each call of a program
 Stop = Callable[[int, Sequence[int]], bool]  # (index of the prompt, ids generated so far) -> whether it is complete
@@ -217,15 +218,15 @@ class Scorer:
         f'ids lie in [{min(part.min() for part in ids)}, {max(part.max() for part in ids)}] and the model knows '
         f'[0, {known}): they were made by another tokenizer than it was trained with'
       )
-    placed = sharding.place(arrays, self.mesh, sharding.ROWS)
+    placed = sharding.place(arrays, self.mesh, ROWS)
     if (name, bucket) not in self._programs:
       function = {'score': self._score, 'continue': self._continue}[name]
       # check_vma would refuse proposals whose scans start from plain zeros.
       sharded = jax.shard_map(
         function,
         mesh=self.mesh,
-        in_specs=(P(), *(sharding.ROWS for _ in arrays)),
-        out_specs=sharding.ROWS,
+        in_specs=(P(), *(ROWS for _ in arrays)),
+        out_specs=ROWS,
         check_vma=False,
       )
       self._programs[name, bucket] = jax.jit(sharded).lower(self.parameters, *placed).compile()

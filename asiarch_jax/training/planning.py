@@ -35,12 +35,13 @@ def plan(
   # One step a call: the program is a step, and all that is read out of it is of one.
   training = dataclasses.replace(settings, steps_per_call=1)
   replicas = training.seeds * len(training.learning_rates)
-  mesh = sharding.mesh(devices, replicas, training.data_parallel, training.batch)
+  mesh = sharding.mesh_of(devices, training)
   trainer = train.Trainer(host, training, mesh, 0, clock=clock)
   program = trainer.compiled_step
   laid_out, text = program.memory_analysis(), program.as_text()
-  moved, shape = schedules.traffic(text), tuple(mesh.devices.shape)
-  here, rows = replicas // shape[0], training.batch // shape[1]
+  moved, rows = schedules.traffic(text), training.batch // sharding.batch_devices(mesh)
+  side_by_side, data, parts = mesh.devices.shape
+  here = replicas // side_by_side
   flops = 3 * flops_per_token * rows * training.length * here
   chip = CHIPS.get(topology.partition(':')[0])
   bounds: tuple[Bound, ...] = ()
@@ -54,7 +55,7 @@ def plan(
     topology=topology,
     device=devices[0].device_kind,
     devices=len(devices),
-    mesh=(shape[0], shape[1]),
+    mesh=(side_by_side, data, parts),
     replicas=here,
     rows=rows,
     parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trainer.one.parameters)),

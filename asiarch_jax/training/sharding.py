@@ -1,4 +1,8 @@
-"""The device mesh `(replica, data)` and what lies where on it: pure choices of shape, then one constructor.
+"""The device mesh `(replica, data, fsdp)` and what lies where on it: pure choices of shape, then one constructor.
+
+The rows of a replica's batch lie over `data` and `fsdp`. Parameters that are shared out lie over `fsdp`, the last axis,
+whose devices are neighbours (those of one host, where it has enough): they are gathered and their gradients scattered
+among neighbours, and only sums of a part's size cross the hosts. Along `data` lie copies.
 
 The devices may be those of several processes (`jax.distributed`): every one of them runs the same program, hands in the
 same values and gets the same numbers back (`host`, `agreed`).
@@ -8,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -18,16 +22,18 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-REPLICA, DATA = 'replica', 'data'
+from asiarch_jax import config
+
+REPLICA, DATA, FSDP = 'replica', 'data', 'fsdp'
+BATCH = (DATA, FSDP)  # the devices that share one replica's batch
 REPLICAS = P(REPLICA)  # parameters, optimiser state, rates: the leading axis is the replica
-STEPS = P(None, REPLICA, DATA)  # batches of a call: [K, R, B, T]
+STEPS = P(None, REPLICA, BATCH)  # batches of a call: [K, R, B, T]
 LOSSES = P(None, REPLICA)  # [K, R]
-ROWS = P(DATA)  # held-out batches, the same for all replicas: [B, T]
-SCORES = P(REPLICA, DATA)  # [R, B]
+ROWS = P(BATCH)  # held-out batches, the same for all replicas: [B, T]
 
 
 def shape(devices: int, replicas: int, data_parallel: int = 1) -> tuple[int, int]:
-  """Returns the mesh shape (replica, data): as many devices as divide the replicas evenly.
+  """Returns (replicas side by side, devices to a replica's batch): as many devices as divide the replicas evenly.
 
   >>> shape(devices=8, replicas=4, data_parallel=2), shape(8, 12), shape(1, 4)
   ((4, 2), (6, 1), (1, 1))
@@ -44,7 +50,7 @@ def shape(devices: int, replicas: int, data_parallel: int = 1) -> tuple[int, int
 
 
 def full_shape(devices: int, replicas: int, batch: int) -> tuple[int, int]:
-  """Returns the mesh shape (replica, data) that uses every device, with as few to a replica as can be.
+  """Returns the same where every device is used, with as few to a replica as can be.
 
   No process may be left without a part, so where replicas do not fill the devices, each one's batch is shared out.
 
@@ -63,25 +69,47 @@ def full_shape(devices: int, replicas: int, batch: int) -> tuple[int, int]:
   )
 
 
-def mesh(devices: Sequence[Any], replicas: int, data_parallel: int = 1, batch: int = 0) -> Mesh:
+def mesh(devices: Sequence[Any], replicas: int, data_parallel: int = 1, batch: int = 0, fsdp: int = 1) -> Mesh:
   """Returns the mesh over the first devices of `shape`; axes are Auto, so a plain Linen module traces under it.
 
-  Where the devices belong to several processes all of them are used (`full_shape`), and `batch` is a replica's.
+  Where the devices belong to several processes all of them are used (`full_shape`), and `batch` is a replica's. Of the
+  devices that share a batch `fsdp` hold a part each of what is shared out; 0 means all of them.
 
   Raises:
-    ValueError: fewer devices than one replica wants, or what several hosts cannot share.
+    ValueError: fewer devices than one replica wants, what several hosts cannot share, or parts that do not come out.
   """
   if len({device.process_index for device in devices}) > 1:
     rows, columns = full_shape(len(devices), replicas, batch)
   else:
     rows, columns = shape(len(devices), replicas, data_parallel)
-  grid = np.asarray(list(devices)[: rows * columns], dtype=object).reshape(rows, columns)
-  return Mesh(grid, (REPLICA, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
+  parts = fsdp or columns
+  if columns % parts:
+    raise ValueError(
+      f'training.fsdp = {fsdp} does not divide the {columns} devices that share a batch; 0 takes all of them'
+    )
+  grid = np.asarray(list(devices)[: rows * columns], dtype=object).reshape(rows, columns // parts, parts)
+  return Mesh(grid, (REPLICA, *BATCH), axis_types=3 * (AxisType.Auto,))
+
+
+def mesh_of(devices: Sequence[Any], training: config.Training) -> Mesh:
+  """Returns the mesh for all replicas of a training; where nothing is shared out, `fsdp` is 1.
+
+  Raises:
+    ValueError: as `mesh`.
+  """
+  replicas = training.seeds * len(training.learning_rates)
+  fsdp = training.fsdp if training.sharded else 1
+  return mesh(devices, replicas, training.data_parallel, training.batch, fsdp)
+
+
+def batch_devices(mesh: Mesh) -> int:
+  """Returns how many devices share one replica's batch."""
+  return mesh.shape[DATA] * mesh.shape[FSDP]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """Which axis of which parameter lies over the mesh axis `data`: so its optimiser state does, too.
+  """Which axis of which parameter lies over the mesh axis `fsdp`: so its optimiser state does, too.
 
   A rule is (pattern of paths, whether each axis of the parameter is shared out); the first that matches holds. A
   parameter's path is its names joined by slashes, without the replica, which every leaf has as its first axis.
@@ -97,7 +125,7 @@ class Rules:
     Raises:
       ValueError: the rule is for another number of axes.
     """
-    name = '/'.join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+    name = _path(path)
     axes = next((axes for pattern, axes in self.rules if name and pattern.search(name)), ())
     if not any(axes):
       return None
@@ -108,7 +136,7 @@ class Rules:
   def spec(self, path: Sequence[Any], leaf: Any) -> P:
     """Returns how a leaf of a replica's state lies, with the replica's axis in front."""
     axis = self.axis(path, leaf)
-    return REPLICAS if axis is None else P(REPLICA, *(DATA if n == axis else None for n in range(np.ndim(leaf))))
+    return REPLICAS if axis is None else P(REPLICA, *(FSDP if n == axis else None for n in range(np.ndim(leaf))))
 
   def specs(self, one: Any) -> Any:
     """Returns the specs of a tree of one replica's leaves, parameters or whole state."""
@@ -123,33 +151,63 @@ class Rules:
     for path, leaf in jax.tree_util.tree_leaves_with_path(one):
       axis = self.axis(path, leaf)
       if axis is not None and leaf.shape[axis] % devices:
-        name = '/'.join(str(getattr(key, 'key', key)) for key in path)
         raise ValueError(
-          f'training.sharded shares axis {axis} of {name}, of shape {leaf.shape}, out over {devices} devices, which do '
-          f'not divide {leaf.shape[axis]}; leave it out, or choose another axis'
+          f'training.sharded shares axis {axis} of {_path(path)}, of shape {leaf.shape}, out over {devices} devices, '
+          f'which do not divide {leaf.shape[axis]}; leave it out, or choose another axis'
         )
 
 
-def gathered(values: Any, rules: Rules, like: Any) -> Any:
-  """Returns whole parameters of one replica, inside `shard_map`. `like` has their whole shapes."""
-
-  def one(path: Any, part: jax.Array, whole: Any) -> jax.Array:
-    axis = rules.axis(path, whole)
-    return part if axis is None else jax.lax.all_gather(part, DATA, axis=axis, tiled=True)
-
-  return jax.tree_util.tree_map_with_path(one, values, like)
+def _path(path: Sequence[Any]) -> str:
+  """Returns the names along a path, joined by slashes."""
+  return '/'.join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
-def averaged(gradient: Any, rules: Rules) -> Any:
-  """Returns the mean over `data` of whole gradients: of what is shared out, this device's part."""
+def gathered(parts: Any, rules: Rules, like: Any, later: Collection[str] = ()) -> Any:
+  """Returns whole parameters of one replica, inside `shard_map`; those under the names `later` stay as they are.
 
-  def one(path: Any, leaf: jax.Array) -> jax.Array:
-    axis = rules.axis(path, leaf)
+  `like` has their whole shapes. A gradient with respect to the parts is summed over `fsdp`: it comes back in parts.
+  """
+
+  def one(path: Any, whole: Any, part: jax.Array) -> jax.Array:
+    axis = None if path[0].key in later else rules.axis(path, whole)
+    return part if axis is None else jax.lax.all_gather(part, FSDP, axis=axis, tiled=True)
+
+  return jax.tree_util.tree_map_with_path(one, like, parts)
+
+
+def gathered_block(parts: Any, rules: Rules, name: str, like: Any) -> Any:
+  """Returns the whole parameters of one layer that lie under `name`, inside `shard_map`.
+
+  `like` has the shapes of all that lies under `name`: with layers stacked an axis more than the parts have, in front.
+
+  Raises:
+    ValueError: the layers themselves are shared out.
+  """
+
+  def one(path: Any, whole: Any, part: jax.Array) -> jax.Array:
+    axis = rules.axis((jax.tree_util.DictKey(name), *path), whole)
     if axis is None:
-      return jax.lax.pmean(leaf, DATA)
-    return jax.lax.psum_scatter(leaf, DATA, scatter_dimension=axis, tiled=True) / jax.lax.axis_size(DATA)
+      return part
+    axis -= np.ndim(whole) - part.ndim
+    if axis < 0:
+      raise ValueError(
+        f'training.sharded shares the axis of the layers out for {name}/{_path(path)}, and with model.remat each layer '
+        'is made whole when it runs; share out another axis'
+      )
+    return jax.lax.all_gather(part, FSDP, axis=axis, tiled=True)
 
-  return jax.tree_util.tree_map_with_path(one, gradient)
+  return jax.tree_util.tree_map_with_path(one, like, parts)
+
+
+def averaged(gradient: Any, rules: Rules, like: Any) -> Any:
+  """Returns the mean over a batch's devices of gradients with respect to `gathered` parts: of these, in parts."""
+
+  def one(path: Any, whole: Any, leaf: jax.Array) -> jax.Array:
+    if rules.axis(path, whole) is None:
+      return jax.lax.pmean(leaf, BATCH)
+    return jax.lax.pmean(leaf, DATA) / jax.lax.axis_size(FSDP)
+
+  return jax.tree_util.tree_map_with_path(one, like, gradient)
 
 
 def cut(values: Any, rules: Rules) -> Any:
@@ -159,8 +217,8 @@ def cut(values: Any, rules: Rules) -> Any:
     axis = rules.axis(path, leaf)
     if axis is None:
       return leaf
-    size = leaf.shape[axis] // jax.lax.axis_size(DATA)
-    return jax.lax.dynamic_slice_in_dim(leaf, jax.lax.axis_index(DATA) * size, size, axis)
+    size = leaf.shape[axis] // jax.lax.axis_size(FSDP)
+    return jax.lax.dynamic_slice_in_dim(leaf, jax.lax.axis_index(FSDP) * size, size, axis)
 
   return jax.tree_util.tree_map_with_path(one, values)
 
@@ -172,7 +230,7 @@ def norm(gradient: Any, rules: Rules, like: Any) -> jax.Array:
   for (path, leaf), shape in zip(jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(like), strict=True):
     (whole if rules.axis(path, shape) is None else parts).append(jnp.sum(jnp.square(leaf)))
   total = sum(whole, jnp.float32(0))
-  return jnp.sqrt(total + jax.lax.psum(sum(parts), DATA) if parts else total)
+  return jnp.sqrt(total + jax.lax.psum(sum(parts), FSDP) if parts else total)
 
 
 def place(values: Any, mesh: Mesh, spec: P) -> Any:
@@ -195,7 +253,7 @@ def own_part(mesh: Mesh, replicas: int, batch: int) -> tuple[slice, slice]:
 
   Where those are no rectangle, the smallest one around them.
   """
-  held = NamedSharding(mesh, P(REPLICA, DATA)).addressable_devices_indices_map((replicas, batch)).values()
+  held = NamedSharding(mesh, P(REPLICA, BATCH)).addressable_devices_indices_map((replicas, batch)).values()
   spans = [[(index or ())[axis].indices(size)[:2] for index in held] for axis, size in enumerate((replicas, batch))]
   first, second = (slice(min(start for start, _ in span), max(stop for _, stop in span)) for span in spans)
   return first, second

@@ -2,8 +2,8 @@
 
 Replica r has the seed of index first_seed + r // L and the learning rate of index r % L, for L learning rates. A call
 of the program is `training.steps_per_call` steps in one `lax.scan`; per-device code with explicit collectives, so that
-proposals and Pallas calls never meet an automatic partitioner. Gradients are averaged over the mesh axis `data` only:
-replicas never meet.
+proposals and Pallas calls never meet an automatic partitioner. Gradients are averaged over the mesh axes `data` and
+`fsdp`: replicas never meet.
 
 A replica's numbers are a function of (seed, its seed index, its learning rate, its batches): the same one runs beside
 any others. One `Trainer` compiles once and fits several times.
@@ -95,9 +95,9 @@ def cross_entropy(logits_BTY: jax.Array, targets_BT: jax.Array) -> jax.Array:
 class Trainer:
   """One host, one mesh, one compiled step, any number of fits.
 
-  `host` is duck-typed: `initial_parameters(key)` and Linen's `apply`. `seed` and a replica's seed index make its key.
-  `clock` gives seconds. `weight_decays` has one for each learning rate; None takes the configured one for all. Nothing
-  is compiled before the first fit.
+  `host` is duck-typed: `initial_parameters(key)` and Linen's `apply`; `by_block` where it has one (`lm.LanguageModel`).
+  `seed` and a replica's seed index make its key. `clock` gives seconds. `weight_decays` has one for each learning rate;
+  None takes the configured one for all. Nothing is compiled before the first fit.
   """
 
   def __init__(
@@ -112,6 +112,11 @@ class Trainer:
     weight_decays: Sequence[float] | None = None,
   ) -> None:
     self.host, self.training, self.mesh, self.seed, self.clock = host, training, mesh, seed, clock
+    # Blocks that a host makes whole itself, when it runs them.
+    self.running: Any = host
+    self.later: tuple[str, ...] = ()
+    if training.sharded and hasattr(host, 'by_block'):
+      self.running, self.later = host.by_block(self._whole_block)
     self.layout = layout or LAYOUTS.get(mesh.devices.flat[0].platform, 'vmap')
     self.rates = np.asarray(training.learning_rates, np.float32)
     self.decays = np.full_like(self.rates, training.weight_decay)
@@ -121,11 +126,12 @@ class Trainer:
       raise ValueError(f'{len(self.decays)} weight decays for {len(self.rates)} learning rates; give one for each')
     self.replicas = training.seeds * len(self.rates)
     self.rules = sharding.Rules(tuple(map(config.sharding_rule, training.sharded)))
-    rows = training.batch // mesh.shape[sharding.DATA]
+    sharing = sharding.batch_devices(mesh)
+    rows = training.batch // sharing
     if rows % training.microbatches:
       raise ValueError(
         f'training.microbatches = {training.microbatches} does not divide the {rows} rows of a device '
-        f'(training.batch = {training.batch} over {mesh.shape[sharding.DATA]} devices)'
+        f'(training.batch = {training.batch} over {sharing} devices)'
       )
     self.compile_seconds = 0.0
     self._evaluators: dict[Any, Any] = {}
@@ -242,10 +248,18 @@ class Trainer:
 
   # One replica.
 
+  def _whole_block(self, name: str, parts: Any) -> Any:
+    return sharding.gathered_block(parts, self.rules, name, self.one.parameters[name])
+
+  def _applied(self, parameters: Any, batch: Batch) -> tuple[jax.Array, Any]:
+    """Returns (logits, what was sown) of one replica, whose parameters may lie in parts."""
+    whole = sharding.gathered(parameters, self.rules, self.one.parameters, self.later)
+    return self.running.apply({'params': whole}, batch.tokens, mutable=['losses', 'diagnostics'])
+
   def _loss(self, parameters: Any, batch: Batch, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns (objective, cross entropy) of one replica on one device's rows; `weight` is the mean over devices of the
     sum of weights, so the mean over devices of what comes back is the weighted mean over all rows."""
-    logits_BTY, sown = self.host.apply({'params': parameters}, batch.tokens, mutable=['losses', 'diagnostics'])
+    logits_BTY, sown = self._applied(parameters, batch)
     entropy = jnp.sum(cross_entropy(logits_BTY, batch.targets) * batch.weights) / weight
     auxiliary = sum((jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(sown.get('losses', {}))), 0.0)
     return entropy + auxiliary, entropy
@@ -270,12 +284,10 @@ class Trainer:
 
   def _update(self, state: State, batch: Batch, peak: Peak, steps: jax.Array) -> tuple[State, jax.Array]:
     """Returns one replica after one step, and its cross entropy."""
-    weight = jax.lax.pmean(jnp.sum(batch.weights), sharding.DATA)
+    weight = jax.lax.pmean(jnp.sum(batch.weights), sharding.BATCH)
     whole = self.one.parameters
-    gradient, entropy = self._gradient(
-      sharding.gathered(state.parameters, self.rules, whole), batch, jnp.maximum(weight, 1e-9)
-    )
-    gradient, entropy = sharding.averaged(gradient, self.rules), jax.lax.pmean(entropy, sharding.DATA)
+    gradient, entropy = self._gradient(state.parameters, batch, jnp.maximum(weight, 1e-9))
+    gradient, entropy = sharding.averaged(gradient, self.rules, whole), jax.lax.pmean(entropy, sharding.BATCH)
     gradient = optim.clipped(gradient, sharding.norm(gradient, self.rules, whole), self.training)
     chain = optim.adamw(self.training, peak.weight_decay)
     update, optimiser = chain.update(gradient, state.optimiser, state.parameters)
@@ -312,15 +324,15 @@ class Trainer:
       ValueError: a rule of `training.sharded` does not fit them.
     """
     one = jax.eval_shape(self._new, jax.random.key(0))
-    self.rules.check(one.parameters, self.mesh.shape[sharding.DATA])
+    self.rules.check(one.parameters, self.mesh.shape[sharding.FSDP])
     return one
 
   @property
   def state_bytes(self) -> int:
     """What a device holds of one replica's parameters and optimiser state."""
-    data, leaves = self.mesh.shape[sharding.DATA], jax.tree_util.tree_leaves_with_path(self.one)
+    parts, leaves = self.mesh.shape[sharding.FSDP], jax.tree_util.tree_leaves_with_path(self.one)
     return sum(
-      leaf.dtype.itemsize * math.prod(leaf.shape) // (1 if self.rules.axis(path, leaf) is None else data)
+      leaf.dtype.itemsize * math.prod(leaf.shape) // (1 if self.rules.axis(path, leaf) is None else parts)
       for path, leaf in leaves
     )
 
@@ -397,8 +409,7 @@ class Trainer:
     if key not in self._evaluators:
 
       def one(parameters: Any, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
-        parameters = sharding.gathered(parameters, self.rules, self.one.parameters)
-        logits_BTY = self.host.apply({'params': parameters}, batch.tokens, mutable=['losses', 'diagnostics'])[0]
+        logits_BTY = self._applied(parameters, batch)[0]
         return {name: score(logits_BTY, batch) for name, score in scores.items()}
 
       def every(parameters: Any, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -412,8 +423,8 @@ class Trainer:
     return self._evaluators[key]
 
   def _rows(self, batch: Batch) -> P:
-    """Held-out rows are shared out over `data` where they divide, else every device takes all."""
-    return sharding.ROWS if np.shape(batch.tokens)[0] % self.mesh.shape[sharding.DATA] == 0 else P()
+    """Held-out rows are shared out where they divide, else every device takes all."""
+    return sharding.ROWS if np.shape(batch.tokens)[0] % sharding.batch_devices(self.mesh) == 0 else P()
 
   def _placed_rows(self, batch: Batch) -> Batch:
     return sharding.place(batch, self.mesh, self._rows(batch))

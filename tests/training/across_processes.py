@@ -19,10 +19,11 @@ from tests.training import across_devices, tiny
 def main(coordinator, processes, process):
   jax.distributed.initialize(coordinator, processes, process)
   found = {}
-  for name, seeds in (('replicas', 8), ('rows', 1), ('both', 2)):
+  shared = {'sharded': across_devices.SHARDED, 'fsdp': 2}
+  for name, seeds, changes in (('replicas', 8, {}), ('rows', 1, {}), ('both', 2, {}), ('parts', 1, shared)):
     clock = time.perf_counter if name == 'replicas' else _uneven(process)
     trainer = tiny.trainer(
-      tiny.Host(auxiliary=0.5), devices=None, clock=clock, **across_devices.SETTINGS | {'seeds': seeds}
+      tiny.Host(auxiliary=0.5), devices=None, clock=clock, **across_devices.SETTINGS | {'seeds': seeds} | changes
     )
     fitted = trainer.fit(
       lambda step, seeds=seeds: across_devices.uneven(tiny.copy_batch(step, range(seeds))), watch=_slow(name)
@@ -36,7 +37,7 @@ def main(coordinator, processes, process):
       'size': float(sum(abs(leaf).sum() for leaf in jax.tree.leaves(parameters))),
       'stopped': fitted.stopped.kind if fitted.stopped else '',
     }
-  found['parts'] = _in_parts()
+  found['input'] = _in_parts()
   found['resumed'] = _resumed(process)
   if process == 0:
     print(json.dumps(found))

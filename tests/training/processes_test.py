@@ -49,16 +49,17 @@ def together(processes):
 def test_several_processes_give_the_losses_of_one(processes):
   found = together(processes)
   for name, seeds, mesh in (
-    ('replicas', 8, [processes, 1]),
-    ('rows', 1, [1, processes]),
-    ('both', 2, [2, processes // 2]),
+    ('replicas', 8, [processes, 1, 1]),
+    ('rows', 1, [1, processes, 1]),
+    ('both', 2, [2, processes // 2, 1]),
+    ('parts', 1, [1, processes // 2, 2]),
   ):
     here = across_devices.losses(1, 1, seeds=seeds)
     assert found[name]['mesh'] == mesh and found[name]['stopped'] == ''
     np.testing.assert_allclose(found[name]['losses'], here['losses'], rtol=2e-5)
     np.testing.assert_allclose(found[name]['held_out'], here['held_out'], rtol=2e-5)
     assert found[name]['size'] > 0
-  parts = found['parts']
+  parts = found['input']
   assert parts['asked'] == [['rows', 1 / processes], ['seeds', 1 / processes]], 'nobody makes what others need'
   np.testing.assert_array_equal(parts['losses']['seeds'], found['replicas']['losses'])
   np.testing.assert_array_equal(parts['losses']['rows'], found['rows']['losses'])

@@ -9,17 +9,43 @@ from asiarch_jax.training import sharding
 from tests.training import across_devices, tiny
 from tests.training.train_test import eight_devices  # noqa: F401  a fixture
 
-RULES = sharding.Rules(tuple(map(config.sharding_rule, ('mlp/.*kernel$ -,data', 'kernel$ data,-', 'bias$ -'))))
+AT_ONCE = 'in a scan, at once'
+RULES = sharding.Rules(tuple(map(config.sharding_rule, ('mlp/.*kernel$ -,fsdp', 'kernel$ fsdp,-', 'bias$ -'))))
 ONE = {'mlp': {'up': {'kernel': np.zeros((4, 8))}}, 'mixer': {'kernel': np.zeros((6, 2)), 'bias': np.zeros(6)}}
 
 
-@pytest.mark.parametrize('name, part', [('sharded', [4, 4, 16]), ('sharded, in microbatches', [2, 8, 16])])
-def test_parameters_shared_out_give_the_losses_of_one_device(eight_devices, name, part):  # noqa: F811
+@pytest.mark.parametrize(
+  'name, mesh, part',
+  [
+    ('sharded', [2, 1, 4], [4, 4, 16]),
+    ('sharded, in microbatches', [4, 1, 2], [2, 8, 16]),
+    ('sharded, copies beside', [2, 2, 2], [4, 8, 16]),
+  ],
+)
+def test_parameters_shared_out_give_the_losses_of_one_device(eight_devices, name, mesh, part):  # noqa: F811
   found, alone = eight_devices[name], eight_devices['1x1']
-  assert found['part'] == part, 'a device holds its part alone'
+  assert (found['mesh'], found['part']) == (mesh, part), 'a device holds its part alone'
   np.testing.assert_allclose(found['losses'], alone['losses'], rtol=2e-5)
   np.testing.assert_allclose(found['held_out'], alone['held_out'], rtol=2e-5)
   np.testing.assert_allclose(found['kernel'], alone['kernel'], atol=2e-5)
+
+
+@pytest.mark.parametrize('name', [name for name in across_devices.BLOCKS if name not in ('alone', AT_ONCE)])
+def test_a_language_model_shared_out_gives_the_losses_of_one_device(eight_devices, name):  # noqa: F811
+  found, alone = eight_devices['blocks'][name], eight_devices['blocks']['alone']
+  np.testing.assert_allclose(found['losses'], alone['losses'], rtol=2e-5)
+  np.testing.assert_allclose(found['held_out'], alone['held_out'], rtol=2e-5)
+
+
+def test_with_remat_a_device_holds_one_block_whole_at_a_time(eight_devices):  # noqa: F811
+  by_block, at_once = (eight_devices['blocks'][name]['temporary'] for name in ('in a scan', AT_ONCE))
+  others = across_devices.LAYERS - 1  # three quarters of their feed-forward and of its gradient need not be here
+  assert at_once - by_block > others * 2 * 3 / 4 * (3 * 64 * 128) * 4
+
+
+def test_layers_that_run_one_by_one_are_not_shared_out():
+  with pytest.raises(ValueError, match=r'training\.sharded shares the axis of the layers out for layers/'):
+    across_devices.of_blocks(1, **across_devices.DEEP | {'sharded': ('layers/mlp/.*kernel$ fsdp,-,-',)})
 
 
 @pytest.mark.parametrize(
@@ -41,8 +67,8 @@ def test_parts_that_do_not_divide_the_rows_are_refused():
 
 def test_the_first_rule_that_matches_a_path_holds():
   assert RULES.specs(ONE) == {
-    'mlp': {'up': {'kernel': sharding.P('replica', None, 'data')}},
-    'mixer': {'kernel': sharding.P('replica', 'data', None), 'bias': sharding.REPLICAS},
+    'mlp': {'up': {'kernel': sharding.P('replica', None, 'fsdp')}},
+    'mixer': {'kernel': sharding.P('replica', 'fsdp', None), 'bias': sharding.REPLICAS},
   }
   assert sharding.Rules().specs(ONE)['mixer']['kernel'] == sharding.REPLICAS
 
@@ -55,13 +81,15 @@ def test_a_rule_that_does_not_fit_is_refused_with_both_sizes():
     RULES.specs({'kernel': np.zeros(3)})
 
 
-@pytest.mark.parametrize('rule', ['kernel$', 'kernel$ data,data', 'kernel$ model,-', '[ data', ' data'])
+@pytest.mark.parametrize(
+  'rule', ['kernel$', 'kernel$ fsdp,fsdp', 'kernel$ model,-', '[ fsdp', ' fsdp', 'kernel$ data,-']
+)
 def test_what_is_no_rule_is_refused(rule):
   with pytest.raises(ValueError, match=r'training\.sharded has'):
     config.sharding_rule(rule)
 
 
 def test_optimiser_state_lies_as_its_parameters_do():
-  trainer = tiny.trainer(sharded=('hidden/kernel$ data,-',))
+  trainer = tiny.trainer(sharded=('hidden/kernel$ fsdp,-',))
   specs = jax.tree.leaves(trainer._states, is_leaf=lambda leaf: isinstance(leaf, sharding.P))
-  assert sum(spec == sharding.P('replica', 'data', None) for spec in specs) == 3  # parameter and two moments
+  assert sum(spec == sharding.P('replica', 'fsdp', None) for spec in specs) == 3  # parameter and two moments

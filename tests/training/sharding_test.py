@@ -29,8 +29,13 @@ def test_too_few_devices_are_refused_with_the_remedy():
     sharding.shape(2, 4, 4)
 
 
+def test_parts_that_do_not_come_out_are_refused():
+  with pytest.raises(ValueError, match=r'training\.fsdp = 3 does not divide the 1 devices that share a batch'):
+    sharding.mesh(jax.devices(), 1, fsdp=3)
+
+
 def test_axes_are_auto():
-  assert sharding.mesh(jax.devices(), 1).axis_types == (AxisType.Auto, AxisType.Auto)
+  assert sharding.mesh(jax.devices(), 1).axis_types == 3 * (AxisType.Auto,)
 
 
 def test_placed_values_come_back():

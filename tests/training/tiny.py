@@ -41,8 +41,7 @@ class Host(nn.Module):
 
 def trainer(host=None, settings=SETTINGS, *, devices=1, seed=0, clock=time.perf_counter, layout=None, **changes):
   settings = dataclasses.replace(settings, **changes)
-  replicas = settings.seeds * len(settings.learning_rates)
-  mesh = sharding.mesh(jax.devices()[:devices], replicas, settings.data_parallel, settings.batch)
+  mesh = sharding.mesh_of(jax.devices()[:devices], settings)
   return train.Trainer(host or Host(), settings, mesh, seed, clock=clock, layout=layout)
 
 

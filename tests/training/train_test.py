@@ -35,10 +35,10 @@ def eight_devices():
   return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize('name, shape', [('8x1', [8, 1]), ('4x2', [4, 2]), ('2x4', [2, 4])])
+@pytest.mark.parametrize('name, shape', [('8x1', [8, 1, 1]), ('4x2', [4, 2, 1]), ('2x4', [2, 4, 1])])
 def test_eight_devices_give_the_losses_of_one(eight_devices, name, shape):
   here = across_devices.losses(1, 1)
-  assert eight_devices[name]['mesh'] == shape and here['mesh'] == [1, 1]
+  assert eight_devices[name]['mesh'] == shape and here['mesh'] == [1, 1, 1]
   np.testing.assert_allclose(eight_devices[name]['losses'], here['losses'], rtol=2e-5)
   np.testing.assert_allclose(eight_devices[name]['held_out'], here['held_out'], rtol=2e-5)
 
