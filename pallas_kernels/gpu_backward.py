@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import gpu_channels, gpu_gradient, gpu_reverse, tiling
-from pallas_kernels.gpu_gradient import Kept
-from pallas_kernels.gpu_layout import Gates, Layout, Operands
-from pallas_kernels.gpu_reverse import Channels
+from pallas_kernels.gpu_layout import Channels, Gates, Kept, Layout, Operands
 
 Array = jax.Array
 

@@ -28,11 +28,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import gpu_levels
-from pallas_kernels.gpu_gradient import Kept, Reversed, grouped
-from pallas_kernels.gpu_layout import CHUNK, Layout, Operands
+from pallas_kernels.gpu_gradient import Reversed, grouped
+from pallas_kernels.gpu_layout import CHUNK, Channels, Kept, Layout, Operands
 from pallas_kernels.gpu_levels import PART, SQUARE, Place, widened
 from pallas_kernels.gpu_math import LANES, ROWS, added_product, down, kernel, load, load_turned, matrix, product, store
-from pallas_kernels.gpu_reverse import Channels
 
 Array = jax.Array
 GROUPS = 2

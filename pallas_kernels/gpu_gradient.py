@@ -27,7 +27,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.gpu_layout import CHUNK, NEVER, Gates, Layout, Operands
+from pallas_kernels.gpu_layout import CHUNK, NEVER, Gates, Kept, Layout, Operands
 from pallas_kernels.gpu_math import (
   COLUMNS,
   LANES,
@@ -63,15 +63,6 @@ class Slices:
     """Returns the widest slices whose S and dS' shared memory holds."""
     keys = min(layout.K, 128 if layout.V <= 128 else 64)
     return cls(layout.K // keys, keys, layout.V * keys // layout.K)
-
-
-class Kept(NamedTuple):
-  """What the forward kernels kept: (I + A)^-1 and P [B, HV, N, C, C], S^T [B, HV, N, V, K], u^T [B, HV, N, V, C]."""
-
-  inverse: Array
-  states: Array
-  read: Array
-  update: Array
 
 
 class Reversed(NamedTuple):

@@ -59,3 +59,23 @@ class Gates(NamedTuple):
 
   total: Array | None
   factors: Array
+
+
+class Channels(NamedTuple):
+  """What `gpu_gram` made of a decay a channel: scale e^G q, e^G k, e^(G_C - G) k, [B, T, HV, K], e^(G_C),
+  [B, HV, N, K], and the steepest step of each chunk, [B, HV, N, C]."""
+
+  q_in: Array
+  k_in: Array
+  k_out: Array
+  keep: Array
+  steepest: Array
+
+
+class Kept(NamedTuple):
+  """What the forward kernels kept: (I + A)^-1 and P [B, HV, N, C, C], S^T [B, HV, N, V, K], u^T [B, HV, N, V, C]."""
+
+  inverse: Array
+  states: Array
+  read: Array
+  update: Array

@@ -23,8 +23,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.gpu_gradient import Kept, Reversed
-from pallas_kernels.gpu_layout import CHUNK, SHARED_BYTES, TILE, Gates, Layout
+from pallas_kernels.gpu_gradient import Reversed
+from pallas_kernels.gpu_layout import CHUNK, SHARED_BYTES, TILE, Channels, Gates, Kept, Layout
 from pallas_kernels.gpu_layout import Operands as Tokens
 from pallas_kernels.gpu_math import (
   COLUMNS,
@@ -66,17 +66,6 @@ class Barriers(NamedTuple):
 
   filled: Any
   passed: Any
-
-
-class Channels(NamedTuple):
-  """What `gpu_gram` made of a decay a channel: scale e^G q, e^G k, e^(G_C - G) k, [B, T, HV, K], e^(G_C),
-  [B, HV, N, K], and the steepest step of each chunk, [B, HV, N, C]."""
-
-  q_in: Array
-  k_in: Array
-  k_out: Array
-  keep: Array
-  steepest: Array
 
 
 def reverse(

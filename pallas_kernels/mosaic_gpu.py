@@ -15,10 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels import gpu_backward, gpu_gram, gpu_sweep, target, tiling
-from pallas_kernels.gpu_gradient import Kept
-from pallas_kernels.gpu_layout import CHUNK, Gates, Layout, Operands
-from pallas_kernels.gpu_reverse import Channels
+from pallas_kernels import target, tiling
+from pallas_kernels.gpu_layout import CHUNK, Channels, Gates, Kept, Layout, Operands
 
 Array = jax.Array
 RESIDUALS = tuple(f'delta_rule_{field}' for kind in (Kept, Gates, Channels) for field in kind._fields)
@@ -118,6 +116,9 @@ def laid_out(
 
 def _forward(plan: Plan, operands: Operands, *, residuals: bool):
   """Returns (o, S^T after the last token, what the backward pass needs if `residuals`: what was kept, and gates)."""
+  # Imported where a kernel is made: JAX's Mosaic GPU takes half a second, and a package that JAX itself does without.
+  from pallas_kernels import gpu_gram, gpu_sweep
+
   layout = plan.layout
   grams: Any = gpu_gram.gram(
     layout, operands.q, operands.k, operands.beta, operands.log_decay, operands.run, residuals=residuals
@@ -158,6 +159,8 @@ def _swept_forward(plan: Plan, operands: Operands):
 
 
 def _swept_backward(plan: Plan, residuals, cotangents) -> tuple[Operands]:
+  from pallas_kernels import gpu_backward
+
   operands, kept = residuals
   if kept is None:
     *_, kept = _forward(plan, operands, residuals=True)

@@ -76,7 +76,7 @@ def swept(layout, operands, gates):
   factors = tuple(by_chunk(gates.factors[..., row, :]) for row in range(3))
   last, (o, states, update) = lax.scan(step, operands.state, (*map(by_chunk, (q, k, v, beta, inverse, read)), factors))
   o = o.transpose(1, 0, 3, 2, 4).reshape(B, layout.tokens, HV, -1)
-  return o, last, gpu_gradient.Kept(inverse, jnp.moveaxis(states, 0, 2), read, jnp.moveaxis(update, 0, 2))
+  return o, last, gpu_layout.Kept(inverse, jnp.moveaxis(states, 0, 2), read, jnp.moveaxis(update, 0, 2))
 
 
 def reversed_sweep(layout, operands, gates, kept, do, dlast):
@@ -185,7 +185,7 @@ def channel_gradients(layout, operands, do, dlast):
     drs.append(inverse[:, :, n].mT @ (made.read[:, :, n].mT @ do_n + made.k_out[:, :, n] @ after))
     after = made.keep[:, :, n] * after + made.q_in[:, :, n].mT @ do_n - made.k_in[:, :, n].mT @ drs[-1]
   states, updates, afters, drs = (jnp.stack(x, 2).mT for x in (states, updates, afters[::-1], drs[::-1]))
-  kept, back = gpu_gradient.Kept(inverse, states, made.read, updates), gpu_gradient.Reversed(afters, drs, after.mT)
+  kept, back = gpu_layout.Kept(inverse, states, made.read, updates), gpu_gradient.Reversed(afters, drs, after.mT)
   return gpu_channels.collected(layout, back, channel_products(layout, operands, kept, back, do))
 
 

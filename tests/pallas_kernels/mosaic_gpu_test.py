@@ -5,6 +5,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +47,17 @@ def test_the_door_names_what_it_refuses(change, reason):
     assert mosaic_gpu.refuses(CALL) is None
     assert reason in mosaic_gpu.refuses(dataclasses.replace(CALL, **change))
     assert mosaic_gpu.refuses(dataclasses.replace(CALL, K=256, V=256)) is None
+
+
+def test_the_package_is_imported_without_what_mosaic_gpu_wants():
+  program = (
+    "import sys; sys.modules['absl'] = None; import pallas_kernels; "
+    "assert not [name for name in sys.modules if 'mosaic.gpu' in name]; import pallas_kernels.gpu_gram"
+  )
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False)
+  assert done.stderr.splitlines()[-1].startswith('ModuleNotFoundError: import of absl'), (
+    done.stderr
+  )  # by the last import
 
 
 @pytest.mark.skipif(mosaic_gpu.on_hopper(), reason='there is a Hopper GPU')
