@@ -11,25 +11,11 @@ from flax import linen as nn
 from asiarch_jax import config
 from asiarch_jax.arch import lm
 from asiarch_jax.arch.baselines import delta_net, gated_delta_net, softmax_attention
+from tests.training.tiny import Shift
 
 TINY = config.Model(width=16, layers=3, heads=2, mlp_width=24, vocabulary=11)
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 9)).astype(np.int32)
 KEY = jax.random.key(0)
-
-
-class Shift(nn.Module):
-  """A small mixer that sows both collections."""
-
-  width: int
-  heads: int
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x_BTD):
-    y_BTD = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name='mix')(x_BTD)
-    self.sow('losses', 'size', 1e-2 * jnp.mean(jnp.square(y_BTD.astype(jnp.float32))))
-    self.sow('diagnostics', 'largest', jnp.max(jnp.abs(y_BTD)))
-    return jnp.pad(y_BTD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
 
 
 def run(model, parameters, mixer=Shift, mlp_width=None):

@@ -10,7 +10,6 @@ import numpy as np
 
 from asiarch_jax import config
 from asiarch_jax.arch import lm
-from tests.arch.lm_test import Shift
 from tests.training import tiny
 
 SHARDED = ('embedding/embedding$ -,fsdp', 'hidden/.*kernel fsdp,-', 'head/bias$ fsdp')
@@ -48,7 +47,7 @@ def of_blocks(devices, scan_layers=False, remat=False, at_once=False, layout='ma
   model = config.Model(
     vocabulary=tiny.VOCABULARY, width=64, layers=LAYERS, heads=2, mlp_width=128, scan_layers=scan_layers, remat=remat
   )
-  host = lm.LanguageModel(Shift, model)
+  host = lm.LanguageModel(tiny.Shift, model)
   trainer = tiny.trainer(host, devices=devices, data_parallel=devices, layout=layout, **SETTINGS | SMALL | changes)
   if at_once:
     trainer.running, trainer.later = host, ()

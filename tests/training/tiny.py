@@ -39,6 +39,21 @@ class Host(nn.Module):
     return self.init(key, jnp.zeros((1, 2), jnp.int32))['params']
 
 
+class Shift(nn.Module):
+  """A small mixer that sows both collections."""
+
+  width: int
+  heads: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    y_BTD = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name='mix')(x_BTD)
+    self.sow('losses', 'size', 1e-2 * jnp.mean(jnp.square(y_BTD.astype(jnp.float32))))
+    self.sow('diagnostics', 'largest', jnp.max(jnp.abs(y_BTD)))
+    return jnp.pad(y_BTD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+
+
 def trainer(host=None, settings=SETTINGS, *, devices=1, seed=0, clock=time.perf_counter, layout=None, **changes):
   settings = dataclasses.replace(settings, **changes)
   mesh = sharding.mesh_of(jax.devices()[:devices], settings)
