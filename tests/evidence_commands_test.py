@@ -7,14 +7,17 @@ import re
 import shutil
 
 import pytest
+from scipy import stats
 
-from asiarch_jax import main, records
+from asiarch_jax import config, main, records
+from asiarch_jax.evidence import claims
 from asiarch_jax.shell import runner as runners
 from tests.cli import asiarch
 from tests.cli import in_process as run
-from tests.planted import planted
+from tests.planted import OWN, planted
 
 ROOT = pathlib.Path(__file__).parents[1]
+WORLDS = 60
 
 
 def better(share=0.25, by=0.15):
@@ -318,6 +321,33 @@ def test_two_hundred_copies_of_the_baseline_promote_few_and_claim_none(use, tmp_
   ids = [row['id'] for row in best if row['id'] > 1]
   _, out, _ = run(capsys, 'claim', *ids, f'--workdir={tmp_path}', '--json')
   assert not any(row['shown'] for row in json.loads(out)['claims'][0]['verdicts'])
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(1800)
+def test_two_hundredths_of_a_nat_are_shown_with_the_power_that_their_price_promises(template, use, tmp_path, capsys):
+  """Acceptance of claims on planted noise, over the worlds that `WORLDS` counts; docs/EVIDENCE.md has what it costs."""
+  effect, error = 0.02 / math.log(2), claims.family_error(1, config.Claims().error)
+  enough = claims.pairs_needed(effect, math.sqrt(2) * OWN, error)
+
+  def shown(pairs):
+    count = 0
+    for world in range(WORLDS):
+      workdir = tmp_path / f'{pairs}_{world}'
+      shutil.copytree(template, workdir)
+      use(effect=lambda job: 0.0 if job.name == 'delta_net' else effect, world=(world,))
+      arguments = (2, f'--workdir={workdir}', '--matched=parameters', f'--replicas={pairs}', '--json')
+      status, out, said = run(capsys, 'claim', *arguments)
+      assert status == 0, said
+      count += json.loads(out)['claims'][0]['verdicts'][0]['shown']
+    return count
+
+  def too_few(count):
+    return stats.binomtest(count, WORLDS, 0.8, alternative='less').pvalue < 0.01
+
+  found, half = shown(enough), shown(enough // 2)
+  print(f'shown in {found} of {WORLDS} worlds by {enough} pairs, in {half} by {enough // 2}')
+  assert not too_few(found) and too_few(half)
 
 
 @pytest.mark.sweep

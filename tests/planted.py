@@ -26,6 +26,7 @@ class PlantedRunner:
   effect: Callable[[records.Job], float] = staticmethod(lambda job: 0.0)
   fails: Callable[[records.Job], str] = staticmethod(lambda job: '')
   own = OWN
+  world: tuple[int, ...] = ()  # another one, other luck
   interrupt_after: int | None = None
   jobs: ClassVar[list[records.Job]] = []
   done: ClassVar[dict[str, records.JobResult]] = {}
@@ -61,8 +62,8 @@ class PlantedRunner:
     effect, steps = kind.effect(job), training['steps']
     replicas = []
     for seed in range(training['first_seed'], training['first_seed'] + training['seeds']):
-      luck = LUCK * np.random.default_rng([seed, 1]).standard_normal()
-      own = kind.own * np.random.default_rng([seed, zlib.crc32(job.source.encode())]).standard_normal()
+      luck = LUCK * np.random.default_rng([seed, 1, *kind.world]).standard_normal()
+      own = kind.own * np.random.default_rng([seed, zlib.crc32(job.source.encode()), *kind.world]).standard_normal()
       bits = BITS - effect - GAIN * math.log2(steps) + luck + own
       for rate in training['learning_rates']:
         replicas.append(
