@@ -20,8 +20,8 @@ from asiarch_jax import config
 MICROBATCHES = 4
 # What any candidate has, along axes of the model's width: a matched feed-forward's own width need not divide.
 SHARDED = (
-  'layers/mlp/(gate|up)/kernel$ -,fsdp,-',
-  'layers/mlp/down/kernel$ -,-,fsdp',
+  '^layers/mlp/(gate|up)/kernel$ -,fsdp,-',
+  '^layers/mlp/down/kernel$ -,-,fsdp',
   '^(embedding|head)$ -,fsdp',
 )
 FSDP = 4  # chips of one host

@@ -50,7 +50,7 @@ def shape(devices: int, replicas: int, data_parallel: int = 1) -> tuple[int, int
 
 
 def full_shape(devices: int, replicas: int, batch: int) -> tuple[int, int]:
-  """Returns the same where every device is used, with as few to a replica as can be.
+  """Returns what `shape` does, but with every device in use and as few to a replica as can be.
 
   No process may be left without a part, so where replicas do not fill the devices, each one's batch is shared out.
 

@@ -1,14 +1,20 @@
 """Parameters shared out over the devices of a batch, and gradients summed over parts of it: the losses stay."""
 
+import pathlib
+import runpy
+
 import jax
 import numpy as np
 import pytest
 
 from asiarch_jax import config
+from asiarch_jax.arch import lm
+from asiarch_jax.arch.baselines import delta_net
 from asiarch_jax.training import sharding
 from tests.training import across_devices, tiny
 from tests.training.train_test import eight_devices  # noqa: F401  a fixture
 
+ROOT = pathlib.Path(__file__).parents[2]
 AT_ONCE = 'in a scan, at once'
 RULES = sharding.Rules(tuple(map(config.sharding_rule, ('mlp/.*kernel$ -,fsdp', 'kernel$ fsdp,-', 'bias$ -'))))
 ONE = {'mlp': {'up': {'kernel': np.zeros((4, 8))}}, 'mixer': {'kernel': np.zeros((6, 2)), 'bias': np.zeros(6)}}
@@ -41,6 +47,19 @@ def test_with_remat_a_device_holds_one_block_whole_at_a_time(eight_devices):  # 
   by_block, at_once = (eight_devices['blocks'][name]['temporary'] for name in ('in a scan', AT_ONCE))
   others = across_devices.LAYERS - 1  # three quarters of their feed-forward and of its gradient need not be here
   assert at_once - by_block > others * 2 * 3 / 4 * (3 * 64 * 128) * 4
+
+
+@pytest.mark.parametrize('rung', ['verification', 'final'])
+@pytest.mark.parametrize('name', ['tpu_pod', 'gpu_pod'])
+def test_the_pods_share_out_most_of_a_candidate_whatever_its_feed_forward(name, rung):
+  settings = config.from_dict(runpy.run_path(str(ROOT / f'configs/{name}.py'))['get_config']()).rungs[rung]
+  rules = sharding.Rules(tuple(map(config.sharding_rule, settings.training.sharded)))
+  host = lm.LanguageModel(delta_net.Mixer, settings.model, settings.model.mlp_width + 1)
+  parameters = jax.eval_shape(host.initial_parameters, jax.random.key(0))
+  rules.check(parameters, settings.training.fsdp)
+  shares = [rules.axis(path, leaf) is not None for path, leaf in jax.tree_util.tree_leaves_with_path(parameters)]
+  sizes = [leaf.size for leaf in jax.tree.leaves(parameters)]
+  assert sum(shares) == 5 and sum(size for size, shared in zip(sizes, shares, strict=True) if shared) > 0.7 * sum(sizes)
 
 
 def test_layers_that_run_one_by_one_are_not_shared_out():
