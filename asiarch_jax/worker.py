@@ -494,6 +494,8 @@ def run(job: Job, corpus_dir: str, out: str, report: Report) -> tuple[JobResult,
       text = corpora.load(corpus_dir)
       summary, scores, arrays, failure = learn(job, settings, mixer, mlp_width, result.cost, text, out, report)
       result = dataclasses.replace(result, training=summary, scores=scores, failure=failure)
+  except sharding.UnfitError as error:  # nobody's code is at fault: the sentence says it all
+    result = dataclasses.replace(result, failure=Failure('error', str(error)))
   except Exception as error:
     failure = Failure('error', f'{type(error).__name__}: {error}'[:500], traceback_of(error))
     result = dataclasses.replace(result, failure=failure)

@@ -65,6 +65,14 @@ def test_a_slice_that_cannot_be_is_said(tmp_path):
   assert status == 1 and "'v5e:3x7' is no topology that libtpu knows, such as" in found['failure']['reason']
 
 
+@needs_compiler
+def test_rows_that_do_not_come_out_are_said_in_a_sentence(tmp_path):
+  status, found = planned(tmp_path, '--config.training.microbatches=4')
+  assert status == 1 and found['failure']['log'] == '', found
+  assert found['failure']['reason'].startswith('training.microbatches = 4 does not divide the 1 rows of a device')
+  assert found['failure']['reason'].endswith('lower it to a divisor of 1')
+
+
 def test_without_the_compiler_it_is_said_how_to_get_it(monkeypatch, capsys):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *_: None)
   status, _, said = in_process(capsys, 'plan', 'delta_net', '--topology=v5e:4x4')

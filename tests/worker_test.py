@@ -8,6 +8,7 @@ import pytest
 
 from asiarch_jax import config, worker
 from asiarch_jax.records import Job
+from asiarch_jax.training import sharding
 from pallas_kernels import target
 from tests import fakes
 
@@ -64,3 +65,13 @@ def test_a_contract_finding_quotes_the_line_that_raised():
   result, _ = worker.run(Job('broken', source, config.worker_part(SMALL), kind='check'), '', '', lambda _: None)
   (found,) = [finding for finding in result.findings if not finding.passed]
   assert 'raised at line 14 (return x_BTD @ jnp.ones((3, self.width)))' in found.detail
+
+
+def test_settings_that_do_not_suit_the_devices_are_a_sentence_without_a_traceback(monkeypatch):
+  def gate(job, settings, report):
+    sharding.mesh(jax.devices(), 4, data_parallel=1024)
+
+  monkeypatch.setattr(worker, 'gate', gate)
+  result, _ = worker.run(Job('any', fakes.MIXER, config.worker_part(SMALL), kind='check'), '', '', lambda _: None)
+  assert result.failure.reason.startswith('training.data_parallel = 1024 needs as many devices')
+  assert result.failure.log == ''

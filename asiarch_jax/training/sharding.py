@@ -32,6 +32,10 @@ LOSSES = P(None, REPLICA)  # [K, R]
 ROWS = P(BATCH)  # held-out batches, the same for all replicas: [B, T]
 
 
+class UnfitError(ValueError):
+  """Settings that do not suit the devices or the parameters; the message has both and what to change."""
+
+
 def shape(devices: int, replicas: int, data_parallel: int = 1) -> tuple[int, int]:
   """Returns (replicas side by side, devices to a replica's batch): as many devices as divide the replicas evenly.
 
@@ -39,10 +43,10 @@ def shape(devices: int, replicas: int, data_parallel: int = 1) -> tuple[int, int
   ((4, 2), (6, 1), (1, 1))
 
   Raises:
-    ValueError: fewer devices than one replica wants.
+    UnfitError: fewer devices than one replica wants.
   """
   if data_parallel > devices:
-    raise ValueError(
+    raise UnfitError(
       f'training.data_parallel = {data_parallel} needs as many devices, {devices} at hand; lower it or add devices'
     )
   most = min(devices // data_parallel, replicas)
@@ -58,12 +62,12 @@ def full_shape(devices: int, replicas: int, batch: int) -> tuple[int, int]:
   ((4, 2), (2, 4), (1, 1))
 
   Raises:
-    ValueError: no such shape divides replicas and batch.
+    UnfitError: no such shape divides replicas and batch.
   """
   for rows in range(min(devices, replicas), 0, -1):
     if devices % rows == 0 and replicas % rows == 0 and batch % (devices // rows) == 0:
       return rows, devices // rows
-  raise ValueError(
+  raise UnfitError(
     f'{devices} devices of several hosts cannot share {replicas} replicas (seeds x learning rates) of batches of '
     f'{batch}; make training.batch a multiple of {devices}'
   )
@@ -76,7 +80,7 @@ def mesh(devices: Sequence[Any], replicas: int, data_parallel: int = 1, batch: i
   devices that share a batch `fsdp` hold a part each of what is shared out; 0 means all of them.
 
   Raises:
-    ValueError: fewer devices than one replica wants, what several hosts cannot share, or parts that do not come out.
+    UnfitError: fewer devices than one replica wants, what several hosts cannot share, or parts that do not come out.
   """
   if len({device.process_index for device in devices}) > 1:
     rows, columns = full_shape(len(devices), replicas, batch)
@@ -84,7 +88,7 @@ def mesh(devices: Sequence[Any], replicas: int, data_parallel: int = 1, batch: i
     rows, columns = shape(len(devices), replicas, data_parallel)
   parts = fsdp or columns
   if columns % parts:
-    raise ValueError(
+    raise UnfitError(
       f'training.fsdp = {fsdp} does not divide the {columns} devices that share a batch; 0 takes all of them'
     )
   grid = np.asarray(list(devices)[: rows * columns], dtype=object).reshape(rows, columns // parts, parts)
@@ -95,7 +99,7 @@ def mesh_of(devices: Sequence[Any], training: config.Training) -> Mesh:
   """Returns the mesh for all replicas of a training; where nothing is shared out, `fsdp` is 1.
 
   Raises:
-    ValueError: as `mesh`.
+    UnfitError: as `mesh`.
   """
   replicas = training.seeds * len(training.learning_rates)
   fsdp = training.fsdp if training.sharded else 1
@@ -123,14 +127,14 @@ class Rules:
     Optimiser state, whose path ends in that of its parameter, follows it.
 
     Raises:
-      ValueError: the rule is for another number of axes.
+      UnfitError: the rule is for another number of axes.
     """
     name = _path(path)
     axes = next((axes for pattern, axes in self.rules if name and pattern.search(name)), ())
     if not any(axes):
       return None
     if len(axes) != np.ndim(leaf):
-      raise ValueError(f'training.sharded has a rule of {len(axes)} axes for {name}, whose shape is {np.shape(leaf)}')
+      raise UnfitError(f'training.sharded has a rule of {len(axes)} axes for {name}, whose shape is {np.shape(leaf)}')
     return list(axes).index(True)
 
   def spec(self, path: Sequence[Any], leaf: Any) -> P:
@@ -146,12 +150,12 @@ class Rules:
     """Sees that every axis that is shared out can be.
 
     Raises:
-      ValueError: an axis does not divide by the devices; says which.
+      UnfitError: an axis does not divide by the devices; says which.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(one):
       axis = self.axis(path, leaf)
       if axis is not None and leaf.shape[axis] % devices:
-        raise ValueError(
+        raise UnfitError(
           f'training.sharded shares axis {axis} of {_path(path)}, of shape {leaf.shape}, out over {devices} devices, '
           f'which do not divide {leaf.shape[axis]}; leave it out, or choose another axis'
         )
@@ -181,7 +185,7 @@ def gathered_block(parts: Any, rules: Rules, name: str, like: Any) -> Any:
   `like` has the shapes of all that lies under `name`: with layers stacked an axis more than the parts have, in front.
 
   Raises:
-    ValueError: the layers themselves are shared out.
+    UnfitError: the layers themselves are shared out.
   """
 
   def one(path: Any, whole: Any, part: jax.Array) -> jax.Array:
@@ -190,7 +194,7 @@ def gathered_block(parts: Any, rules: Rules, name: str, like: Any) -> Any:
       return part
     axis -= np.ndim(whole) - part.ndim
     if axis < 0:
-      raise ValueError(
+      raise UnfitError(
         f'training.sharded shares the axis of the layers out for {name}/{_path(path)}, and with model.remat each layer '
         'is made whole when it runs; share out another axis'
       )

@@ -129,9 +129,9 @@ class Trainer:
     sharing = sharding.batch_devices(mesh)
     rows = training.batch // sharing
     if rows % training.microbatches:
-      raise ValueError(
+      raise sharding.UnfitError(
         f'training.microbatches = {training.microbatches} does not divide the {rows} rows of a device '
-        f'(training.batch = {training.batch} over {sharing} devices)'
+        f'(training.batch = {training.batch} over {sharing} devices); lower it to a divisor of {rows}'
       )
     self.compile_seconds = 0.0
     self._evaluators: dict[Any, Any] = {}
@@ -321,7 +321,7 @@ class Trainer:
     """Returns the shapes of one replica's whole state.
 
     Raises:
-      ValueError: a rule of `training.sharded` does not fit them.
+      sharding.UnfitError: a rule of `training.sharded` does not fit them.
     """
     one = jax.eval_shape(self._new, jax.random.key(0))
     self.rules.check(one.parameters, self.mesh.shape[sharding.FSDP])
