@@ -43,7 +43,8 @@ def smoke(tmp_path_factory):
     said = shared / 'process.json'
     if not said.exists():
       # As a person types it: a path relative to where they stand.
-      done = asiarch('search', '--config=configs/smoke.py', f'--workdir={os.path.relpath(shared / "run", ROOT)}')
+      workdir = f'--workdir={os.path.relpath(shared / "run", ROOT)}'
+      done = asiarch('search', '--config=configs/smoke.py', workdir, timeout=560)  # five minutes where cores are busy
       said.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]))
   workdir = tmp_path_factory.mktemp('smoke') / 'run'
   shutil.copytree(shared / 'run', workdir)

@@ -30,13 +30,20 @@ def floor(rng, noisier, replicas, luck=0.5):
 
 
 def covered(searches, floored=9, **kind):
+  """Returns the shares of the intervals that hold the truth: of all (each search alike), of the true improvements that
+  are zero, of the others."""
   rng = np.random.default_rng(0)
-  shares = []
+  shares, truths, holds = [], [], []
   for _ in range(searches):
     truth_N, observed = search(rng, **kind)
     found = posterior.posteriors(observed, noise=floor(rng, kind.get('noisier', 1.0), floored))
-    shares.append(np.mean([one.low <= true <= one.high for one, true in zip(found, truth_N, strict=True)]))
-  return float(np.mean(shares))
+    hold_N = np.array([one.low <= true <= one.high for one, true in zip(found, truth_N, strict=True)])
+    shares.append(hold_N.mean())
+    truths.append(truth_N)
+    holds.append(hold_N)
+  truth_M, hold_M = np.concatenate(truths), np.concatenate(holds)
+  zeros, others = (float(hold_M[rows].mean()) if rows.any() else np.nan for rows in (truth_M == 0, truth_M != 0))
+  return float(np.mean(shares)), zeros, others
 
 
 SEARCHES = {  # what a search may be like
@@ -52,15 +59,24 @@ SEARCHES = {  # what a search may be like
 
 
 def test_intervals_cover():
-  assert 0.88 <= covered(15, **SEARCHES['half change nothing']) <= 0.99
+  assert 0.88 <= covered(15, **SEARCHES['half change nothing'])[0] <= 0.99
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize('name', SEARCHES)
-def test_intervals_cover_over_a_thousand_searches_of_each_kind(name):
-  share = covered(1000, **SEARCHES[name])
-  print(f'{name}: {share:.3f} of the intervals hold the truth')
-  assert 0.93 <= share <= 0.985
+@pytest.mark.timeout(3600)
+def test_intervals_cover_over_two_thousand_searches():
+  """An interval may hold zero for the sake of the share that is exactly zero, and then holds every one of these: where
+  many are, the kind's share is above the level although the others' is not."""
+  shares = {}
+  for name, kind in SEARCHES.items():
+    shares[name] = covered(2000 // len(SEARCHES), **kind)
+    all_, zeros, others = shares[name]
+    print(f'{name}: {all_:.3f} of the intervals hold the truth; of zero {zeros:.3f}, of others {others:.3f}')
+  together = np.mean([share[0] for share in shares.values()])
+  print(f'together: {together:.3f}')
+  assert 0.93 <= together <= 0.97
+  assert all(0.93 <= share <= 0.985 for share, _, _ in shares.values())
+  assert all(0.9 <= others <= 0.97 for _, _, others in shares.values())
 
 
 def test_a_baseline_noisier_than_the_candidates_widens_every_interval_and_its_own_floor_tells():
