@@ -17,7 +17,7 @@ from asiarch_jax.commands.doctor import Row
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import corpus, library, machine, sandbox
 from tests import samples
-from tests.cli import asiarch
+from tests.cli import ROOT, asiarch
 from tests.model_server import Answer, ModelServer
 
 KEY = 'AIza-a-key-of-these-tests-0123'
@@ -312,6 +312,21 @@ def test_an_archive_of_another_experiment_or_corpus_is_not(workdir):
   many = with_(other, model=dataclasses.asdict(config.Model(128, 4, 4, 400, 512, True)))
   holds(doctor.check_archive(many, str(workdir), 'c0ffee', ''), 'FAIL', '; 1 more$', 'another')
   holds(doctor.check_archive(EXPERIMENT, str(workdir), 'decade', ''), 'FAIL', 'c0ffee and not decade', 'the text')
+
+
+def test_an_archive_that_nobody_named_is_no_objection(workdir, tmp_path, monkeypatch, capsys):
+  """After `make search` the usual workdir holds a run; asking about other settings is no mistake."""
+  other = with_(training={'steps': 300})
+  holds(doctor.check_archive(other, str(workdir), '', '', meant=False), 'ok', '3 outcomes .*; name the --workdir')
+  (tmp_path / 'runs').mkdir()
+  (tmp_path / 'runs/default').symlink_to(workdir)
+  monkeypatch.chdir(tmp_path)
+  flags = ['doctor', f'--config={ROOT}/configs/smoke.py', '--json']
+  for also, mark in (([], 'ok'), (['--workdir=runs/default'], 'FAIL')):
+    main.main([*flags, *also])
+    document = json.loads(capsys.readouterr().out)
+    assert document['workdir'] == 'runs/default'
+    assert {row['subject']: row['mark'] for row in document['rows']}['archive'] == mark
 
 
 def test_a_damaged_archive_is_a_row(tmp_path):
