@@ -50,9 +50,7 @@ def _scratch_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 
 def _run_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-  flags.DEFINE_string(
-    'workdir', None, 'Folder of the run that is meant; need not exist. Default: runs/default.', flag_values=values
-  )
+  flags.DEFINE_string('workdir', 'runs/default', 'Folder of the run that is meant; need not exist.', flag_values=values)
 
 
 def _json_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:

@@ -316,8 +316,10 @@ def test_an_archive_of_another_experiment_or_corpus_is_not(workdir):
 
 def test_an_archive_that_nobody_named_is_no_objection(workdir, tmp_path, monkeypatch, capsys):
   """After `make search` the usual workdir holds a run; asking about other settings is no mistake."""
-  other = with_(training={'steps': 300})
-  holds(doctor.check_archive(other, str(workdir), '', '', meant=False), 'ok', '3 outcomes .*; name the --workdir')
+  objection = doctor.check_archive(with_(training={'steps': 300}), str(workdir), '', '')
+  holds(doctor.unnamed(objection, 'there'), 'ok', 'another --workdir than there: 3 outcomes .*training.steps is 200')
+  fine = doctor.check_archive(EXPERIMENT, str(workdir), '', '')
+  assert doctor.unnamed(fine, 'there') == fine
   (tmp_path / 'runs').mkdir()
   (tmp_path / 'runs/default').symlink_to(workdir)
   monkeypatch.chdir(tmp_path)

@@ -46,7 +46,6 @@ OPTIONAL = {  # distribution -> the extra that brings it
 ROOMY_BYTES, LEAST_BYTES = 5 << 30, 200 << 20  # free on the disk of a workdir
 PROVIDER_SECONDS = 30.0  # that a person waits for one answer of a language model
 NAMED = 6  # settings in which an archive differs that a row spells out
-USUAL = 'runs/default'  # the workdir that is looked at where none is named
 BUSY = 'wait for it or stop it, or use another --workdir'
 STYLES = {'ok': 'green', 'warn': 'yellow', 'FAIL': 'bold red'}
 KEYS = {'gemini': llm.GEMINI_KEYS, 'openai': ('OPENAI_API_KEY',)}  # variables that hold a provider's key
@@ -72,17 +71,18 @@ def doctor(values: flags.FlagValues, _: list[str]) -> int:
   """Prints the rows as they are found; exit status 1 when one of them would stop a search."""
   experiment = commands.experiment_of(values)
   console = commands.standard_output()
-  workdir, meant = (USUAL, False) if values.workdir is None else (values.workdir, True)
   rows = []
   with commands.terminable():
-    for row in examined(checks(experiment, workdir, os.environ, meant), secrets_of(os.environ)):
+    for row in examined(checks(experiment, values.workdir, os.environ), secrets_of(os.environ)):
+      if row.subject == 'archive' and not values['workdir'].present:
+        row = unnamed(row, values.workdir)
       rows.append(row)
       if not values.json:
         console.print(drawn(row))
   status, sentence = verdict(rows)
   if values.json:
     listed = [dataclasses.asdict(row) for row in rows]
-    print(json.dumps({'ready': not status, 'workdir': workdir, 'rows': listed}))
+    print(json.dumps({'ready': not status, 'workdir': values.workdir, 'rows': listed}))
   else:
     console.print(f'\n{sentence}', style='red' if status else 'green')
   return status
@@ -100,10 +100,8 @@ def verdict(rows: Sequence[Row]) -> tuple[int, str]:
   return 0, 'a search would run' + (f'; look at {", ".join(warned)}' if warned else '')
 
 
-def checks(
-  experiment: config.Experiment, workdir: str, environment: Mapping[str, str], meant: bool = True
-) -> dict[str, Callable[[], Row]]:
-  """Returns every check by its subject, in the order in which they are made. `meant`: the user named the workdir."""
+def checks(experiment: config.Experiment, workdir: str, environment: Mapping[str, str]) -> dict[str, Callable[[], Row]]:
+  """Returns every check by its subject, in the order in which they are made."""
 
   together = experiment.runner.kind == 'spmd'
 
@@ -135,9 +133,7 @@ def checks(
     'jail': lambda: check_jail(worker_jail(), sandbox.weaknesses(worker_jail(), together)),
     'memory': lambda: check_memory(experiment.runner, machine.share()),
     'workdir': lambda: check_workdir(workdir, machine.disk(commands.jobs_folder(workdir))),
-    'archive': lambda: check_archive(
-      experiment, workdir, _content_hash(experiment), machine.archive_writer(workdir), meant
-    ),
+    'archive': lambda: check_archive(experiment, workdir, _content_hash(experiment), machine.archive_writer(workdir)),
     'corpus': lambda: check_corpus(experiment, corpus_place(experiment)),
     'cognition': lambda: check_cognition(library.packaged(), _own_papers(experiment), experiment.cognition.papers),
     'language model': lambda: check_language_model(experiment, workdir, environment),
@@ -343,13 +339,15 @@ def check_workdir(workdir: str, disk: machine.Disk) -> Row:
   return Row('ok', 'workdir', found)
 
 
-def check_archive(
-  experiment: config.Experiment, workdir: str, corpus_hash: str, writer: str, meant: bool = True
-) -> Row:
-  """Says what a workdir holds, and whether this experiment may continue it. `writer` is who appends to it now.
+def unnamed(row: Row, workdir: str) -> Row:
+  """Returns the row of the archive where nobody named the workdir: a search has to, so that nothing there stops it."""
+  if row.mark == 'ok':
+    return row
+  return Row('ok', row.subject, f'a search needs another --workdir than {workdir}: {row.found}')
 
-  Where nobody named the workdir (not `meant`), another experiment's archive there is no objection to this one.
-  """
+
+def check_archive(experiment: config.Experiment, workdir: str, corpus_hash: str, writer: str) -> Row:
+  """Says what a workdir holds, and whether this experiment may continue it. `writer` is who appends to it now."""
   try:
     header = archives.read_header(workdir)
   except FileNotFoundError:
@@ -360,8 +358,6 @@ def check_archive(
     count = len(archive.outcomes())
   found = f'{count} outcome{"s"[: count != 1]} of experiment {header.experiment.name}'
   differing = config.differences(experiment, header.experiment)
-  if differing and not meant:
-    return Row('ok', 'archive', f'{workdir} holds {found} with other settings; name the --workdir of this one')
   if differing:
     named = [f'{key} is {there!r} there and {here!r} here' for key, (here, there) in differing.items()]
     named[NAMED:] = [f'{len(named) - NAMED} more'] if len(named) > NAMED else []
