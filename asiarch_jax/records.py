@@ -513,10 +513,18 @@ Outcome = Entry | Rejection
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """The parent that a proposal starts from and the entries it may borrow from; no parent: start afresh."""
+  """The parent that a proposal starts from and the entries it may borrow from; no parent: start afresh.
+
+  `independent` marks a control arm: proposals are samples that know nothing of each other but that none is made twice.
+  """
 
   parent: Entry | None
   references: tuple[Entry, ...] = ()
+  independent: bool = False
+
+  def told(self, outcomes: typing.Sequence[Outcome]) -> typing.Sequence[Outcome]:
+    """Returns the outcomes that a proposal may learn from: all, or baselines and anchors alone."""
+    return [o for o in outcomes if isinstance(o, Entry) and o.role != 'candidate'] if self.independent else outcomes
 
 
 def entries_of(outcomes: typing.Iterable[Outcome]) -> tuple[Entry, ...]:

@@ -134,13 +134,14 @@ class Evolution:
     drawn: Sequence[Drawn] = (),
   ) -> Proposal:
     """Returns a design that is neither in the archive nor `drawn`, with its source. All randomness is `rng`."""
-    lore = learn(outcomes)
+    told = selection.told(outcomes)
+    lore = learn(told)
     before = [*(outcome.proposal for outcome in outcomes), *(draw.proposal for draw in drawn)]
     known = {genome for proposal in before if (genome := genome_of(proposal))}
     taken = {proposal.name for proposal in before} | set(GENOMES)
     base = genome_of(selection.parent.proposal) if selection.parent else None
     parent = selection.parent if base else None
-    partners = _partners(parent, selection.references, outcomes)
+    partners = _partners(parent, selection.references, told)
     for attempt in range(ATTEMPTS):
       operator, child, partner = self._child(base, partners, lore, rng, attempt)
       if child not in known and affordable(child):

@@ -70,14 +70,15 @@ class ModelResearcher:
     self, selection: Selection, outcomes: Sequence[Outcome], rng: np.random.Generator, drawn: Sequence[Drawn] = ()
   ) -> Proposal | Declined:
     """Returns a proposal after an operator drawn by policy, unlike what was `drawn`."""
+    told = selection.told(outcomes)
     operator = operator_of(self.experiment.researcher, selection, rng)
-    failed = _revivable(outcomes, drawn) if operator == 'repair' else ()
+    failed = _revivable(told, drawn) if operator == 'repair' else ()
     if failed:
       return self._revived(failed[int(rng.integers(len(failed)))])
     if operator == 'repair':  # there is nothing to mend
       operator = 'refine' if selection.parent else 'fresh'
     grounds = self._grounds(operator, selection, outcomes, rng)
-    answer = self._asked(grounds, outcomes, drawn)
+    answer = self._asked(grounds, told, drawn)
     if answer.value is None:
       return Declined('reply', f'the researcher gave no proposal that can be used: {answer.fault}')
     taken = {outcome.proposal.name for outcome in outcomes} | {draw.proposal.name for draw in drawn}

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from asiarch_jax.evidence.noise import Noise
-from asiarch_jax.evidence.pairing import pairs
+from asiarch_jax.evidence.pairing import lost, pairs
 from asiarch_jax.records import Evidence, TrainSummary
 
 ROUNDING = 1e-9  # bits per byte: differences that agree to this are one number, not a sample of noise
@@ -22,7 +22,9 @@ def improvement(
 
   `probability_better` is the mass above zero of the t posterior (flat prior on the mean and on the log of the
   variance), so it stands in the same relation to the interval whatever the number of pairs. Pairs that lost a replica
-  to divergence are dropped and counted (`pairing.pairs` names them); None comes back when none is left.
+  to divergence are dropped and counted (`pairing.pairs` names them); None comes back when none is left. Where it is the
+  candidate that diverged, the pairs that are left say nothing for it: the interval has no lower end then, and the
+  probability is one half at most.
 
   One pair, or pairs that agree to rounding, carry no measure of noise. Then the rung's noise floor decides if it is
   given: sqrt(2) times the deviation of one replica, with its degrees of freedom, which takes no credit for pairing.
@@ -33,7 +35,10 @@ def improvement(
   if not paired.differences:
     return None
   evidence = of_differences(np.asarray(paired.differences), noise=noise, level=level)
-  return dataclasses.replace(evidence, dropped=len(paired.dropped))
+  evidence = dataclasses.replace(evidence, dropped=len(paired.dropped))
+  if lost(candidate):
+    return dataclasses.replace(evidence, low=-math.inf, probability_better=min(evidence.probability_better, 0.5))
+  return evidence
 
 
 def of_differences(differences: np.ndarray, *, noise: Noise | None = None, level: float = 0.95) -> Evidence:

@@ -20,6 +20,11 @@ class Pairs:
   dropped: tuple[int, ...] = ()
 
 
+def lost(summary: TrainSummary) -> tuple[int, ...]:
+  """Returns the seeds on which a design diverged at its chosen learning rate, the best that it was given."""
+  return tuple(r.seed for r in summary.chosen if r.diverged or not math.isfinite(r.test_bits))
+
+
 def pairs(candidate: TrainSummary, baseline: TrainSummary) -> Pairs:
   """Returns the pairs of chosen replicas that share a seed, hence initial key and data order, in order of seed.
 

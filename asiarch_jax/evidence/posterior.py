@@ -2,10 +2,15 @@
 
 The best of many measurements is too good: it won by merit and by luck, and luck does not come again. Here a share pi of
 the candidates changes nothing (theta = 0: a search makes many of those, and placebos are nothing else), the others have
-true improvements theta ~ N(mu, tau^2). What is measured is the mean of n paired differences, y = theta + b + e: b is
-the error of the baseline's replicas, which all candidates share, with variance w / n, and e the candidate's own, with
-v / n. Given pi, mu, tau, v and b the candidates are independent, and these five are integrated over a grid: so a lucky
-baseline is no good news about every candidate, and intervals stay wide while there are few.
+true improvements theta ~ N(mu, tau^2). What is measured is the mean of n paired differences, y = theta + b + r + e.
+Over all S seeds that any candidate has, the error of the baseline's replicas is b, which all candidates share, with
+variance w / S; r is what the candidate's own seeds deviate from that, with w (1 / n - 1 / S), and e the candidate's own
+error, with v / n. Given pi, mu, tau, v and b the candidates are independent, and these five are integrated over a grid:
+so a lucky baseline is no good news about every candidate, and intervals stay wide while there are few.
+
+Candidates that have all seeds tell r of the others: K of them show it with a variance of v / K (1 / n - 1 / S), so a
+share w / (w + v / K) of what they show is taken off, and what is left of r is in the candidate's own variance. What it
+has in common with others of the same few seeds is not followed further.
 
 The baseline need not be as noisy as the candidates. v is what candidates and seeds leave of the differences. Of w three
 things tell: how far the seeds' means lie apart, which few seeds tell badly; the baseline's own floor over all its
@@ -26,7 +31,7 @@ import numpy as np
 from scipy import sparse, special, stats
 
 from asiarch_jax.evidence.noise import Noise, floor
-from asiarch_jax.evidence.pairing import pairs
+from asiarch_jax.evidence.pairing import lost, pairs
 from asiarch_jax.records import Entry, Outcome, entries_of
 
 ZEROS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)  # pi
@@ -75,11 +80,14 @@ class Posterior:
 
 
 def observations(entries: Sequence[Entry], baseline: Entry) -> tuple[Observation, ...]:
-  """Returns the candidates that share a finite pair of replicas with the baseline."""
+  """Returns the candidates that share a finite pair of replicas with the baseline.
+
+  One that diverged on any seed has no finite improvement, whatever its other seeds came to, and is left out.
+  """
   found = [
     (entry.id, pairs(entry.training, baseline.training))
     for entry in entries
-    if entry.role == 'candidate' and entry.id != baseline.id
+    if entry.role == 'candidate' and entry.id != baseline.id and not lost(entry.training)
   ]
   return tuple(Observation(id, paired.differences, paired.seeds) for id, paired in found if paired.differences)
 
@@ -111,17 +119,21 @@ def posteriors(
   """
   if not observed:
     return ()
-  y_N = np.array([np.mean(one.differences) for one in observed])
-  n_N = np.array([float(len(one.differences)) for one in observed])
-  own_V, luck_VL = _noises(observed, noise)
-  beliefs, moved = (_beliefs(y_N, n_N, own_V, luck_VL, zeros) for zeros in (ZEROS, (0.0,)))
+  seen = _seen(observed, noise)
+  beliefs, moved = (_beliefs(seen, zeros) for zeros in (ZEROS, (0.0,)))
   ends_BSN = np.array([[one.quantile((1 + side * level) / 2) for side in (-1, 1)] for one in (beliefs, moved)])
   low_N, high_N = ends_BSN[:, 0].min(0), ends_BSN[:, 1].max(0)
   return tuple(
-    Posterior(one.id, float(y), float(mean), float(low), float(high), float(better), len(one.differences))
-    for one, y, mean, low, high, better in zip(
-      observed, y_N, beliefs.mean(), low_N, high_N, beliefs.better(), strict=True
+    Posterior(
+      one.id,
+      float(np.mean(one.differences)),
+      float(mean),
+      float(low),
+      float(high),
+      float(better),
+      len(one.differences),
     )
+    for one, mean, low, high, better in zip(observed, beliefs.mean(), low_N, high_N, beliefs.better(), strict=True)
   )
 
 
@@ -157,8 +169,17 @@ class _Beliefs:
     return np.where((low_N < 0.0) & (high_N >= 0.0), 0.0, (low_N + high_N) / 2)
 
 
-def _noises(observed: Sequence[Observation], noise: Noise | None) -> tuple[np.ndarray, np.ndarray]:
-  """Returns equally likely values of v [V], and for each of them of b [V, L], the error of the baseline's mean."""
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+  """What is seen of the candidates, for each of V equally likely values of v."""
+
+  y: np.ndarray  # [V, N], without the part of r that others show
+  own: np.ndarray  # [V, N], variance of y given theta and b
+  luck: np.ndarray  # [V, L], values of b
+
+
+def _seen(observed: Sequence[Observation], noise: Noise | None) -> _Seen:
+  """Returns what is seen, with what is not known of the noise."""
   split = _split(observed)
   if split.freedom:
     variance, freedom = split.squares / split.freedom, split.freedom
@@ -180,14 +201,41 @@ def _noises(observed: Sequence[Observation], noise: Noise | None) -> tuple[np.nd
     freedom = noise.freedom - split.seed_freedom
     of_floor = [_log_chi2(freedom * noise.sd**2, freedom, shared_R / (1.0 - share)) for share in PAIRED]
     log_R = log_R + special.logsumexp(of_floor, axis=0)
-  weight_R = special.softmax(log_R, axis=1)
-  pairs = max(len(one.differences) for one in observed)
-  return own_V, np.stack(
-    [
-      _mixed_normal(weights, np.sqrt(values / pairs), (np.arange(LUCKS) + 0.5) / LUCKS)
-      for weights, values in zip(weight_R, shared_R, strict=True)
-    ]
+  weight_VR = special.softmax(log_R, axis=1)
+  missing = _missing(observed)
+  taken_R = RATIOS / (RATIOS + 1.0 / missing.complete) if missing.complete else np.zeros(len(RATIOS))
+  left_V = np.sum(weight_VR * shared_R * (1.0 - taken_R), axis=1)
+  y_N, n_N = (np.array([of(one.differences) for one in observed], dtype=float) for of in (np.mean, len))
+  return _Seen(
+    y_N - (weight_VR @ taken_R)[:, None] * missing.shown,
+    own_V[:, None] / n_N + left_V[:, None] * (1.0 / n_N - 1.0 / missing.seeds),
+    np.stack(
+      [
+        _mixed_normal(weights, np.sqrt(values / missing.seeds), (np.arange(LUCKS) + 0.5) / LUCKS)
+        for weights, values in zip(weight_VR, shared_R, strict=True)
+      ]
+    ),
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Missing:
+  """How many seeds there are, how many candidates have all of them, and what these show of r, for each candidate."""
+
+  seeds: int
+  complete: int
+  shown: np.ndarray  # [N]
+
+
+def _missing(observed: Sequence[Observation]) -> _Missing:
+  seeds = sorted({seed for one in observed for seed in one.seeds})
+  rows = [dict(zip(one.seeds, one.differences, strict=True)) for one in observed if len(one.seeds) == len(seeds)]
+  if not rows:
+    return _Missing(len(seeds), 0, np.zeros(len(observed)))
+  mean = {seed: float(np.mean([row[seed] for row in rows])) for seed in seeds}
+  whole = float(np.mean(list(mean.values())))
+  shown = [np.mean([mean[seed] for seed in one.seeds]) - whole for one in observed]
+  return _Missing(len(seeds), len(rows), np.array(shown))
 
 
 def _log_chi2(squares: float, freedom: int, variance: np.ndarray) -> np.ndarray:
@@ -249,21 +297,17 @@ def _split(observed: Sequence[Observation]) -> _Split:
   )
 
 
-def _beliefs(
-  y_N: np.ndarray, n_N: np.ndarray, own_V: np.ndarray, luck_VL: np.ndarray, zeros: Sequence[float]
-) -> _Beliefs:
+def _beliefs(seen: _Seen, zeros: Sequence[float]) -> _Beliefs:
   """Returns the posterior over the grid. Given b and c = mu + b a candidate is zero around b, or normal around c, so
   each of the two is counted once for every b or c and not for every pair of them."""
-  every_y_N, every_n_N = y_N, n_N
-  if len(y_N) > LEARNED_FROM:
-    spread = np.linspace(0, len(y_N) - 1, LEARNED_FROM).astype(int)
-    y_N, n_N = y_N[spread], n_N[spread]
-  at_middle = len(own_V) // 2
-  error = math.sqrt(float(own_V[at_middle] / np.median(n_N) + np.mean(luck_VL[at_middle] ** 2)))
-  centre_C = np.linspace(min(y_N.min(), -error), max(y_N.max(), error), CENTRES)
-  log_VTPLC = np.empty((len(own_V), len(SPREADS), len(zeros), LUCKS, CENTRES))
-  for at_v, (v, luck_L) in enumerate(zip(own_V, luck_VL, strict=True)):
-    own_N = v / n_N
+  count = seen.y.shape[1]
+  learned = np.linspace(0, count - 1, min(count, LEARNED_FROM)).astype(int)
+  y_VN, own_VN, luck_VL = seen.y[:, learned], seen.own[:, learned], seen.luck
+  at_middle = len(y_VN) // 2
+  error = math.sqrt(float(np.median(own_VN[at_middle]) + np.mean(luck_VL[at_middle] ** 2)))
+  centre_C = np.linspace(min(y_VN.min(), -error), max(y_VN.max(), error), CENTRES)
+  log_VTPLC = np.empty((len(y_VN), len(SPREADS), len(zeros), LUCKS, CENTRES))
+  for at_v, (y_N, own_N, luck_L) in enumerate(zip(y_VN, own_VN, luck_VL, strict=True)):
     zero_LN = _log_normal(y_N - luck_L[:, None], own_N)
     prior_LC = -np.log1p(((centre_C - luck_L[:, None]) / (TAIL * error)) ** 2)  # Cauchy, of mu = c - b
     for at_tau, tau in enumerate(error * np.array(SPREADS)):
@@ -274,22 +318,21 @@ def _beliefs(
         log_VTPLC[at_v, at_tau, at_pi] = slab_CN.sum(-1) + both_LC + prior_LC
   weight_G = np.exp(log_VTPLC - log_VTPLC.max()).ravel()
   weight_G /= weight_G.sum()
-  most = min(MOST, max(1, CELLS // len(every_y_N)))
+  most = min(MOST, max(1, CELLS // count))
   kept = np.argpartition(weight_G, -most)[-most:]
   kept = kept[weight_G[kept] > NEGLIGIBLE]
   at = np.unravel_index(kept, log_VTPLC.shape)
   tau_G, pi_G, centre_G = error * np.array(SPREADS)[at[1], None], np.array(zeros)[at[2], None], centre_C[at[4], None]
   luck_G = luck_VL[at[0], at[3]][:, None]
-  y_N, n_N = every_y_N, every_n_N
-  own_GN = own_V[at[0], None] / n_N
+  y_GN, own_GN = seen.y[at[0]], seen.own[at[0]]
   with np.errstate(divide='ignore'):
-    zero_GN = np.log(pi_G) + _log_normal(y_N - luck_G, own_GN)
-  slab_GN = np.log1p(-pi_G) + _log_normal(y_N - centre_G, own_GN + tau_G**2)
+    zero_GN = np.log(pi_G) + _log_normal(y_GN - luck_G, own_GN)
+  slab_GN = np.log1p(-pi_G) + _log_normal(y_GN - centre_G, own_GN + tau_G**2)
   share_GN = tau_G**2 / (tau_G**2 + own_GN)
   return _Beliefs(
     weight_G[kept] / weight_G[kept].sum(),
     special.expit(zero_GN - slab_GN),
-    centre_G - luck_G + share_GN * (y_N - centre_G),
+    centre_G - luck_G + share_GN * (y_GN - centre_G),
     np.sqrt(share_GN * own_GN),
   )
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from asiarch_jax import config
 from asiarch_jax.evidence.held_out import compared
+from asiarch_jax.evidence.pairing import lost
 from asiarch_jax.records import Entry, Outcome, entries_of
 from asiarch_jax.search import fitness
 
@@ -86,8 +87,7 @@ def _filtered(entry: Entry, base: Entry, rule: config.FitnessRule) -> str | None
     return 'no held-out loss to compare with the baseline'
   change = fitness.relative_change(loss, base_loss)
   if math.isinf(change):
-    diverged = sum(replica.diverged or not math.isfinite(replica.test_bits) for replica in entry.training.chosen)
-    return f'{diverged} of {len(entry.training.chosen)} replicas diverged'
+    return f'{len(lost(entry.training))} of {len(entry.training.chosen)} replicas diverged'
   if change < -rule.leak:
     return f'loss {-change:.1%} below the baseline; more than {rule.leak:.0%} is suspected leakage'
   if change > rule.worse_loss:

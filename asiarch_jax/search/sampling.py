@@ -22,13 +22,14 @@ def select(
   original gives fewer or none. Ranks beyond a small pool's end are not there to be drawn; if no rank of `parent_ranks`
   is, the parent is the last of the pool. An empty pool gives no parent: start afresh.
 
-  `search.parents` makes control arms of it: 'baseline' gives the baseline and no references, so that nothing found is
-  built upon; 'none' gives no parent.
+  `search.parents` makes control arms of it: 'baseline' gives the baseline and no references, 'none' no parent either.
+  Nothing found is built upon or learned from: proposals are independent.
 
   Reads nothing but its arguments: the same outcomes and the same generator give the same selection.
   """
   if search.parents != 'pool':
-    return Selection(baseline_of(entries_of(outcomes), search) if search.parents == 'baseline' else None)
+    parent = baseline_of(entries_of(outcomes), search) if search.parents == 'baseline' else None
+    return Selection(parent, independent=True)
   ranked = pool(outcomes, search, rule)
   if not ranked:
     return Selection(parent=None)

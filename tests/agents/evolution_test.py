@@ -276,3 +276,25 @@ def test_names_say_what_a_design_has():
     == evolution.name_of(Genome())
     != evolution.name_of(Genome(), {evolution.name_of(Genome())})
   )
+
+
+@pytest.mark.parametrize('independent', [True, False])
+def test_a_control_arm_learns_nothing_of_what_was_measured(found, independent):
+  """Neither from what components were worth, nor by a partner, whatever candidates came to."""
+  selection = Selection(BASELINES[0], independent=independent)
+  rng = np.random.default_rng(5)
+  others = [
+    dataclasses.replace(
+      outcome, evidence=dataclasses.replace(outcome.evidence, improvement=float(rng.standard_normal()))
+    )
+    for outcome in found
+  ]
+  researcher = evolution.Evolution(SETTINGS)
+  made = [
+    [researcher.propose(selection, tuple(archive), np.random.default_rng([6, n])) for n in range(40)]
+    for archive in ([*BASELINES, *found[3:]], [*BASELINES, *others[3:]])
+  ]
+  assert (made[0] == made[1]) == independent
+  crossed = {id for proposal in made[0] for id in proposal.reference_ids}
+  assert (max(crossed) < len(BASELINES)) == independent
+  assert not {proposal.name for proposal in made[0]} & {outcome.proposal.name for outcome in found}

@@ -232,3 +232,13 @@ def test_a_citation_of_two_entries_or_of_one_that_was_not_shown_is_none():
            for n, said in enumerate(('entries 3 and 5', 'entry 4', 'Entry #5', '3'))]  # fmt: skip
   proposal = proposed(fakes.FakeModel(researcher=[{**fakes.REPLIES['researcher'], 'ideas': ideas}]))
   assert [o.reference for o in proposal.origins] == ['', '', '5', '3']
+
+
+def test_a_control_arm_is_told_nothing_of_what_candidates_came_to():
+  failed = dataclasses.replace(samples.rejection(90), stage='train')
+  archive = (*OUTCOMES, failed)
+  alone = records.Selection(OUTCOMES[0], independent=True)
+  assert prompt_of(selection=alone, outcomes=archive) == prompt_of(selection=alone, outcomes=OUTCOMES[:3])
+  seen = prompt_of(selection=records.Selection(OUTCOMES[0]), outcomes=archive)
+  assert '# What failed lately' in seen and seen != prompt_of(selection=alone, outcomes=archive)
+  assert proposed(selection=alone, outcomes=archive, revive=1.0).operator == 'refine'

@@ -76,6 +76,16 @@ def test_pairs_lost_to_divergence_are_dropped_and_counted():
   assert pairs(unflagged, theirs).dropped == (1, 3)
 
 
+def test_a_design_that_diverges_on_some_seeds_is_not_better_by_the_others():
+  theirs = with_bits([2.40, 2.41, 2.44, 2.40, 2.43])
+  sound = improvement(with_bits([2.30, 2.32, 2.34, 2.31, 2.33]), theirs)
+  unstable = improvement(with_bits([2.30, 2.32, 2.34, math.inf, math.nan], diverged=(3,)), theirs)
+  assert sound.low > 0 and sound.probability_better > 0.95
+  assert unstable.dropped == 2 and unstable.low == -math.inf and unstable.probability_better == 0.5
+  unlucky = improvement(with_bits([2.30, 2.32, 2.34]), with_bits([2.40, 2.41, math.nan], diverged=(2,)))
+  assert unlucky.dropped == 1 and unlucky.low > 0
+
+
 def test_a_number_that_a_diverged_replica_left_is_not_used():
   assert improvement(with_bits([0.1], diverged=(0,)), with_bits([2.4])) is None
 

@@ -1,25 +1,39 @@
 """The posterior over candidates, by simulation: coverage, shrinkage, what noise is mistaken for."""
 
+import dataclasses
 import functools
 
 import numpy as np
 import pytest
 
-from asiarch_jax.evidence import posterior, promotion
+from asiarch_jax.evidence import ladder, posterior, promotion
 from asiarch_jax.evidence.noise import Noise
 from tests import samples
 
 
-def search(rng, candidates, pairs, *, zeros=0.0, spread=1.0, centre=0.0, noisier=1.0):
+def search(rng, candidates, pairs, *, zeros=0.0, spread=1.0, centre=0.0, noisier=1.0, few=None, halved=False):
   """Returns true improvements and observations; `noisier`: the standard deviation of the baseline over a candidate's.
 
-  A difference has variance 1 where both are equally noisy.
+  A difference has variance 1 where both are equally noisy. With `few`, every other candidate has that many pairs only;
+  `halved`: the less promising half after so many, half of the others after twice as many, as on a rung.
   """
   truth_N = np.where(rng.random(candidates) < zeros, 0.0, centre + spread * rng.standard_normal(candidates))
   shared_S = np.sqrt(0.5) * noisier * rng.standard_normal(pairs)
   own_NS = np.sqrt(0.5) * rng.standard_normal((candidates, pairs))
   seen_NS = truth_N[:, None] + shared_S + own_NS
-  return truth_N, [posterior.Observation(n, tuple(row), tuple(range(pairs))) for n, row in enumerate(seen_NS)]
+
+  def observed(counts):
+    return [posterior.Observation(n, tuple(seen_NS[n, :count]), tuple(range(count))) for n, count in counts.items()]
+
+  counts = {n: few if few and n % 2 else pairs for n in range(candidates)}
+  if halved:
+    counts = dict.fromkeys(range(candidates), few)
+    while max(counts.values()) < pairs:
+      most = max(counts.values())
+      found = posterior.posteriors(observed(counts), noise=floor(rng, noisier, 9))
+      on = ladder.promising([one for one in found if counts[one.id] == most])
+      counts |= dict.fromkeys(on, 2 * most)
+  return truth_N, observed(counts)
 
 
 def floor(rng, noisier, replicas, luck=0.5):
@@ -57,6 +71,8 @@ SEARCHES = {  # what a search may be like
   'the baseline is three times as noisy': {'candidates': 30, 'pairs': 4, 'zeros': 0.2, 'noisier': 3.0},
   'the baseline is half as noisy': {'candidates': 12, 'pairs': 3, 'zeros': 0.5, 'noisier': 0.5},
   'one pair each': {'candidates': 12, 'pairs': 1, 'zeros': 0.3},
+  'half have fewer pairs': {'candidates': 12, 'pairs': 8, 'zeros': 0.3, 'noisier': 2.0, 'few': 2},
+  'halved twice': {'candidates': 12, 'pairs': 8, 'zeros': 0.3, 'noisier': 2.0, 'few': 2, 'halved': True},
 }
 
 
@@ -187,3 +203,33 @@ def test_seeds_that_miss_here_and_there_are_fitted_too():
   holes = [posterior.Observation(o.id, o.differences[: 2 + o.id % 3], o.seeds[: 2 + o.id % 3]) for o in observed]
   whole, part = posterior.posteriors(observed), posterior.posteriors(holes)
   assert np.corrcoef([p.mean for p in whole], [p.mean for p in part])[0, 1] > 0.7
+
+
+def test_a_design_that_diverges_on_a_seed_is_believed_in_nothing():
+  outcomes = list(samples.archive(30))
+  place = next(n for n, o in enumerate(outcomes) if getattr(o, 'role', '') == 'candidate' and o.evidence)
+  entry = outcomes[place]
+  assert entry.id in posterior.believed(outcomes, 'delta_net')
+  first, *others = entry.training.replicas
+  broken = dataclasses.replace(entry.training, replicas=(dataclasses.replace(first, diverged=True), *others))
+  outcomes[place] = dataclasses.replace(entry, training=broken)
+  assert entry.id not in posterior.believed(outcomes, 'delta_net')
+
+
+def test_what_all_seeds_show_of_a_few_is_taken_off_and_what_they_do_not_show_widens():
+  """The baseline was lucky on seeds 0 and 1 by one: candidates with these alone seem worse by that."""
+  rng = np.random.default_rng(8)
+  luck_S = np.array([-1.0, -1.0, *np.zeros(6)])
+  seen_NS = 0.2 + luck_S + 0.1 * rng.standard_normal((12, 8))
+  whole = [posterior.Observation(n, tuple(row), tuple(range(8))) for n, row in enumerate(seen_NS[:10])]
+  few = [posterior.Observation(n, tuple(row[:2]), (0, 1)) for n, row in enumerate(seen_NS[10:], 10)]
+  # Nobody has all seeds: each of the ten misses one of the others.
+  holes = [
+    posterior.Observation(
+      one.id, *(tuple(x for s, x in enumerate(xs) if s != 2 + one.id % 6) for xs in (one.differences, one.seeds))
+    )
+    for one in whole
+  ]
+  told, alone = posterior.posteriors([*whole, *few]), posterior.posteriors([*holes, *few])
+  assert few[0].differences[0] < -0.5 and abs(told[10].mean - told[0].mean) < 0.15
+  assert alone[10].high - alone[10].low > 1.5 * (told[10].high - told[10].low)

@@ -56,6 +56,15 @@ def test_an_empty_archive_asks_for_a_fresh_design():
   assert sampling.select((), SEARCH, RULE, np.random.default_rng(0)) == Selection(None, ())
 
 
+@pytest.mark.parametrize('parents, parent', [('baseline', 'delta_net'), ('none', None)])
+def test_a_control_arm_is_told_of_no_candidate(parents, parent):
+  control = dataclasses.replace(SEARCH, parents=parents)
+  selection = sampling.select(ARCHIVE, control, RULE, np.random.default_rng(0))
+  assert (selection.parent and selection.parent.proposal.name) == parent and selection.references == ()
+  assert [entry.id for entry in selection.told(ARCHIVE)] == [0, 1, 2]
+  assert sampling.select(ARCHIVE, SEARCH, RULE, np.random.default_rng(0)).told(ARCHIVE) is ARCHIVE
+
+
 def test_only_the_generator_decides():
   first, second = (sampling.select(ARCHIVE, SEARCH, RULE, np.random.default_rng(5)) for _ in range(2))
   assert first == second
