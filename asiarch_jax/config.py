@@ -279,6 +279,7 @@ class Runner:
   jail: str = 'auto'  # auto, bubblewrap, sandlock, or none (runs untrusted code with your rights)
   platform: str = ''  # JAX platform of workers; empty: what JAX finds
   host_devices: int = 1  # forced CPU devices of a worker
+  xla_flags: tuple[str, ...] = ()  # of every worker, such as --xla_gpu_enable_latency_hiding_scheduler=true
   wall_seconds: float = 600.0  # of one job
   heartbeat_seconds: float = 120.0  # a worker silent for longer is killed
   memory_gib: float = 8.0  # of one job
@@ -555,6 +556,11 @@ def validate(experiment: Experiment) -> None:
       f'runner.devices = {experiment.runner.devices} counts accelerators and runner.platform = cpu has none; '
       'runner.host_devices forces devices on a CPU'
     )
+  for flag in experiment.runner.xla_flags:
+    if not re.fullmatch(r'--xla_\w+(=\S+)?', flag):
+      raise ValueError(f'runner.xla_flags has {flag!r}; each is one flag of XLA, --xla_NAME=VALUE')
+    if flag.startswith('--xla_force_host_platform_device_count'):
+      raise ValueError(f'runner.xla_flags has {flag!r}; runner.host_devices is there for it')
   if experiment.runner.jail not in ('auto', 'bubblewrap', 'sandlock', 'none'):
     raise ValueError(f'runner.jail = {experiment.runner.jail!r}; use auto, bubblewrap, sandlock or none')
 

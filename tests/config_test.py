@@ -74,6 +74,8 @@ GUILTY = {
   'no samples': ({'researcher': {'samples': 0}}, 'researcher.samples = 0; it is positive'),
   'no marks': ({'judge': {'calls': 0}}, 'judge.calls = 0; it is positive'),
   'runner': ({'runner': {'kind': 'moon'}}, 'moon'),
+  'a flag': ({'runner': {'xla_flags': ['fast']}}, "runner.xla_flags has 'fast'"),
+  'forced devices': ({'runner': {'xla_flags': ['--xla_force_host_platform_device_count=2']}}, 'runner.host_devices'),
   'jail': ({'runner': {'jail': 'paper'}}, 'paper'),
   'zero': ({'training': {'seeds': 0}}, 'positive'),
   'negative': ({'training': {'warmup': -0.1}}, 'at least 0'),

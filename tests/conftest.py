@@ -29,14 +29,29 @@ def pytest_configure(config):
     os.environ.setdefault('XLA_FLAGS', ' '.join(QUICK))
 
 
+@pytest.fixture(scope='session', autouse=True)
+def programs_shared(request, tmp_path_factory):
+  """Keeps compiled programs for every process that tests side by side, since many tests make the same ones anew: the
+  gate's of a baseline, an initialisation. Workers and the sweep compile as users do."""
+  if request.config.option.markexpr != 'sweep':
+    jax.config.update('jax_compilation_cache_dir', str(_shared(tmp_path_factory) / 'programs'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+def _shared(tmp_path_factory):
+  """Returns the temporary folder that all processes of one run see."""
+  base = tmp_path_factory.getbasetemp()
+  return base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+
+
 @pytest.fixture(scope='session')
 def smoke(tmp_path_factory):
   """Returns (workdir, finished process) of `asiarch search --config=configs/smoke.py`.
 
   Processes that test side by side share one search, and each has a copy of its workdir.
   """
-  base = tmp_path_factory.getbasetemp()
-  shared = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'shared_smoke'
+  shared = _shared(tmp_path_factory) / 'shared_smoke'
   shared.mkdir(exist_ok=True)
   with open(shared / 'lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)

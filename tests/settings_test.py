@@ -270,6 +270,7 @@ ELSEWHERE = {  # the test that shows what a setting does
   'runner.jail': 'tests/shell/attacks_test.py::test_the_attacks_do_succeed_without_a_jail',
   'runner.platform': 'tests/shell/runner_test.py::test_a_worker_is_told_the_platform_and_the_number_of_devices',
   'runner.devices': 'tests/shell/devices_test.py::test_every_worker_gets_its_own_gpus',
+  'runner.xla_flags': 'tests/shell/runner_test.py::test_a_worker_is_told_the_platform_and_the_number_of_devices',
   'runner.host_devices': 'tests/shell/runner_test.py::test_a_worker_is_told_the_platform_and_the_number_of_devices',
   'runner.wall_seconds': 'tests/shell/runner_test.py::test_a_worker_is_killed_within_two_seconds_of_its_wall_clock',
   'runner.heartbeat_seconds': 'tests/shell/runner_test.py::test_a_silent_worker_is_killed',

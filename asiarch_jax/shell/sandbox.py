@@ -38,7 +38,7 @@ SYSTEM_FOLDERS = ('/usr', '/bin', '/sbin', '/lib', '/lib32', '/lib64', '/nix/sto
 PROCESSORS = '/sys/devices/system/cpu'  # how many there are; the TPU compiler asks
 DEVICES = ('/dev/null', '/dev/zero', '/dev/full', '/dev/random', '/dev/urandom')
 ACCELERATORS = ('nvidia*', 'accel*', 'vfio', 'kfd', 'dri')
-ACCELERATOR_VARIABLES = ('CUDA_', 'LD_LIBRARY_PATH', 'NVIDIA_', 'TPU_', 'XLA_PYTHON_CLIENT_')
+ACCELERATOR_VARIABLES = ('CUDA_', 'LD_LIBRARY_PATH', 'LIBTPU_INIT_ARGS', 'NVIDIA_', 'TPU_', 'XLA_PYTHON_CLIENT_')
 SCRATCH_BYTES = 256 << 20  # of each memory file system inside bubblewrap
 OPEN_FILES = 1024
 # Threads reserve address space that they never touch: 8 MiB of stack and up to 64 MiB of allocator arena each.
@@ -151,8 +151,11 @@ def _environment(jail: str, cell: Cell) -> dict[str, str]:
   if settings.platform:
     # The gate runs on the processor; `worker.require_platform` sees that nothing else falls back to it.
     environment['JAX_PLATFORMS'] = ','.join(dict.fromkeys([*settings.platform.split(','), 'cpu']))
+  flags = list(settings.xla_flags)
   if settings.host_devices > 1:
-    environment['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={settings.host_devices}'
+    flags.append(f'--xla_force_host_platform_device_count={settings.host_devices}')
+  if flags:
+    environment['XLA_FLAGS'] = ' '.join(flags)
   if settings.platform != 'cpu':
     if settings.workers > 1 and not settings.devices:  # they share the accelerators: none may take the memory of all
       environment['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'

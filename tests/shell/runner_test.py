@@ -162,6 +162,8 @@ def test_a_worker_is_told_the_platform_and_the_number_of_devices(tmp_path, any_j
 
   assert 'cpu alone' in said('one')
   assert 'cpu --xla_force_host_platform_device_count=3' in said('three', host_devices=3)
+  told = said('told', host_devices=3, xla_flags=('--xla_a=1', '--xla_b'))
+  assert 'cpu --xla_a=1 --xla_b --xla_force_host_platform_device_count=3' in told
   assert 'tpu,cpu alone' in said('tpu', platform='tpu')  # the gate runs on the processor
 
 

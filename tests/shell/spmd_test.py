@@ -86,7 +86,7 @@ def command(pid):
     return ''
 
 
-def until(condition, seconds=60.0):
+def until(condition, seconds=240.0):
   limit = time.monotonic() + seconds
   while not condition():
     assert time.monotonic() < limit, 'waited in vain'
