@@ -296,6 +296,10 @@ class Evidence:
   placebo: float = 0.05  # chance that a cycle sends a copy of search.baseline through, unlabelled
 
 
+LEAST_CLAIMED = 8  # fresh seeds of each side of a claim
+RUNG = ', rung '  # in the name of an experiment as it is on a rung
+
+
 @dataclasses.dataclass(frozen=True)
 class Claims:
   """How `asiarch claim` confirms an entry: fresh seeds, windows that were never read."""
@@ -543,8 +547,10 @@ def validate(experiment: Experiment) -> None:
       f'claims.budgets = {budgets}; give three or more different positive ones with 1.0 among them, or none for no '
       'compute multiplier'
     )
-  if experiment.claims.replicas < 2:
-    raise ValueError(f'claims.replicas = {experiment.claims.replicas}; a paired test needs at least 2')
+  if experiment.claims.replicas < LEAST_CLAIMED:
+    raise ValueError(
+      f'claims.replicas = {experiment.claims.replicas}; a claim takes at least {LEAST_CLAIMED} fresh seeds of each side'
+    )
   if experiment.runner.kind not in ('local', 'spmd', 'cluster'):
     raise ValueError(f'runner.kind = {experiment.runner.kind!r}; use local, spmd or cluster')
   if experiment.runner.kind == 'spmd' and experiment.runner.workers > 1:
@@ -609,6 +615,11 @@ def _agents(experiment: Experiment) -> None:
     )
 
 
+def is_rung(experiment: Experiment) -> bool:
+  """Says whether this is what `at_rung` made of another experiment."""
+  return RUNG in experiment.name and not experiment.ladder
+
+
 def at_rung(experiment: Experiment, name: str) -> Experiment:
   """Returns the experiment as it is measured on a rung of its ladder: by numbers alone, whoever proposed.
 
@@ -622,7 +633,7 @@ def at_rung(experiment: Experiment, name: str) -> Experiment:
   rung = experiment.rungs[name]
   return dataclasses.replace(
     experiment,
-    name=f'{experiment.name}, rung {name}',
+    name=f'{experiment.name}{RUNG}{name}',
     model=rung.model,
     training=rung.training,
     evaluation=rung.evaluation,

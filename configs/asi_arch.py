@@ -20,18 +20,19 @@ EVALUATION = config.Evaluation(validation_windows=256, test_windows=512, batch=3
 def get_config():
   """Returns the exploration of the paper as a search, with `verification` and `final` as rungs above it.
 
-  What the paper states is kept: 8 x 256 with 8 heads for exploration and 24 x 1024 for verification, 2,000 steps of 256
-  sequences of 2,048 tokens (1.05B), 28,610 of them (15B) at the end, 3e-4 at the peak, AdamW, GPT-2's vocabulary, its
-  fitness, pool and judge, 1,773 trials. What it leaves open or does not do is decided here: two seeds a candidate, the
-  noise floor, placebos at one in twenty, parameters matched by the feed-forward, weight decay 0.1 and clipping at 1,
-  the decay of the schedule over the last fifth. `--config.researcher.kind=llm` and `--config.judge.kind=llm` with a
-  model make it the paper's, whose researcher is one; its zero-shot tasks are `asiarch evaluate`.
+  What the paper states is kept: 8 x 256 with 8 heads (19.7M parameters, so the head is the embedding) for exploration
+  and 24 x 1024 (411.8M, with a head of its own) for verification, 2,000 steps of 256 sequences of 2,048 tokens
+  (1.05B), 28,610 of them (15B) at the end, 3e-4 at the peak, AdamW, GPT-2's vocabulary, its fitness, pool and judge,
+  1,773 trials. What it leaves open or does not do is decided here: two seeds a candidate, the noise floor, placebos
+  at one in twenty, parameters matched by the feed-forward, weight decay 0.1 and clipping at 1, the decay of the
+  schedule over the last fifth. `--config.researcher.kind=llm` and `--config.judge.kind=llm` with a model make it the
+  paper's, whose researcher is one; its zero-shot tasks are `asiarch evaluate`.
   """
   experiment = config.Experiment()
   small = config.Model(
-    width=256, layers=8, heads=8, mlp_width=768, vocabulary=50_257, tied=False, dtype='bfloat16', init_stddev=0.02
+    width=256, layers=8, heads=8, mlp_width=768, vocabulary=50_257, tied=True, dtype='bfloat16', init_stddev=0.02
   )
-  large = dataclasses.replace(small, width=1024, layers=24, mlp_width=2816, scan_layers=True, remat=True)
+  large = dataclasses.replace(small, width=1024, layers=24, mlp_width=2816, tied=False, scan_layers=True, remat=True)
   exploration = dataclasses.replace(
     experiment.training,
     steps=2000,

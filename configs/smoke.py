@@ -33,7 +33,7 @@ def get_config():
       ),
       runner=dataclasses.replace(experiment.runner, platform='cpu', xla_flags=QUICK),
       evidence=config.Evidence(floor=2, placebo=0.0),
-      claims=config.Claims(replicas=3, windows=8),
+      claims=config.Claims(windows=8),
       rungs={
         'small': config.Rung(
           model=dataclasses.replace(experiment.model, width=16, layers=2, mlp_width=48),

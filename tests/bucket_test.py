@@ -31,7 +31,7 @@ for arguments in json.loads(sys.argv[1]):
     sys.exit(status)
 """
 CONFIG = ['--config=configs/smoke.py', '--config.training.seeds=2', '--config.evidence.floor=2',
-          '--config.claims.replicas=2']  # fmt: skip
+          '--config.claims.replicas=8']  # fmt: skip
 
 
 @pytest.fixture(scope='module')

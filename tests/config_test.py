@@ -74,6 +74,7 @@ GUILTY = {
   'no samples': ({'researcher': {'samples': 0}}, 'researcher.samples = 0; it is positive'),
   'no marks': ({'judge': {'calls': 0}}, 'judge.calls = 0; it is positive'),
   'runner': ({'runner': {'kind': 'moon'}}, 'moon'),
+  'a claim': ({'claims': {'replicas': 7}}, 'claims.replicas = 7; a claim takes at least 8'),
   'a flag': ({'runner': {'xla_flags': ['fast']}}, "runner.xla_flags has 'fast'"),
   'forced devices': ({'runner': {'xla_flags': ['--xla_force_host_platform_device_count=2']}}, 'runner.host_devices'),
   'jail': ({'runner': {'jail': 'paper'}}, 'paper'),

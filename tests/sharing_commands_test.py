@@ -157,7 +157,7 @@ def test_other_experiments_are_refused(ours, tmp_path, capsys, experiment, corpu
 
 def test_claims_stay_with_the_first_and_a_second_reading_is_no_way_out(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(runners, 'LocalRunner', planted())
-  flags = ('--config=configs/smoke.py', '--config.training.seeds=2', '--config.claims.replicas=2', '--cycles=6')
+  flags = ('--config=configs/smoke.py', '--config.training.seeds=2', '--cycles=6')
   for name in ('a', 'b'):
     assert run(capsys, 'search', *flags, f'--workdir={tmp_path / name}')[0] == 0
   assert run(capsys, 'claim', 3, f'--workdir={tmp_path / "a"}', '--matched=parameters')[0] == 0

@@ -146,7 +146,9 @@ def report(values: flags.FlagValues, _: list[str]) -> int:
   workdir = places.folder(values.workdir)
   out = places.folder(values.out) if values.out else workdir / 'report'
   events = journals.JsonLines(workdir / 'journal.jsonl', read_only=True).events()
-  written = write_report(outcomes, out, experiment, events, zero_shot.every(workdir), registry.confirmed(workdir))
+  written = write_report(
+    outcomes, out, experiment, events, zero_shot.every(workdir), registry.confirmed(workdir, experiment.search)
+  )
   print(json.dumps({'report': str(written)}) if values.json else written)
   return 0
 

@@ -36,6 +36,12 @@ def claim(values: flags.FlagValues, arguments: list[str]) -> int:
   experiment = archives.read_header(workdir).experiment
   if not arguments:
     return _tell(values, registry.read_claims(workdir))
+  if config.is_rung(experiment):
+    name = experiment.name.rpartition(config.RUNG)[2]
+    raise UsageError(
+      f'{workdir} is the rung {name} of a search, and the claims of a search are registered together, since a second '
+      f'reading of the vault is refused; claim in the search: asiarch claim ID --rung={name} --workdir=SEARCH'
+    )
   _outcomes(workdir, values.rung or '')  # refuses before anything is written
   with bench(workdir, experiment) as where:
     here = config.at_rung(experiment, values.rung) if values.rung else experiment
@@ -84,12 +90,13 @@ def _registered(
   ids = tuple(sorted({entry.id for entry in entries}))
   if against.id in ids:
     raise UsageError(f'#{against.id} {against.proposal.name} cannot be claimed against itself')
+  reads = _read_for(ids, against.id, outcomes)
   before = registry.read_claims(workdir)
   wanted = (ids, against.id, rung, matched, experiment.claims.replicas)
   for family, verdicts in before:
     if not verdicts and wanted == (family.entries, family.against, family.rung, family.matched, family.replicas):
       return family, workdir / registry.FOLDER / f'{family.number:04d}'
-    if again := sorted(set(ids) & set(family.entries)):
+    if again := sorted(reads & _read_for(family.entries, family.against, outcomes)):
       done = 'has read' if verdicts else 'is registered to read'
       raise UsageError(
         f'#{again[0]} was claimed before: family {family.number} {done} the vault for it. A second reading would let '
@@ -111,6 +118,12 @@ def _registered(
   folder.mkdir(parents=True, exist_ok=True)
   places.put_json(folder / 'family.json', to_json(family))
   return family, folder
+
+
+def _read_for(entries: Sequence[int], against: int, outcomes: Sequence[Outcome]) -> set[int]:
+  """Returns for which candidates a family reads the vault: the other side is one, unless it is a baseline or anchor."""
+  candidates = {outcome.id for outcome in outcomes if isinstance(outcome, Entry) and outcome.role == 'candidate'}
+  return {*entries, *({against} & candidates)}
 
 
 def _tests(trials: Trials, family: claims.Family, outcomes: Sequence[Outcome]) -> list[claims.Verdict]:
@@ -147,7 +160,10 @@ def equal_time_steps(base: TrainSummary, candidate: TrainSummary, training: conf
 
 
 def _budgets(trials: Trials, entry: Entry, base: TrainSummary) -> Mapping[float, Sequence[float]]:
-  """Returns the baseline's losses on the fresh seeds for each length of training; empty where it fails at one."""
+  """Returns the baseline's losses on the fresh seeds for each length of training; empty where it fails at one.
+
+  All lengths have the learning rate of the whole one, which may not be the best of a shorter or a longer training.
+  """
   training, losses = trials.experiment.training, {}
   for budget in trials.experiment.claims.budgets:
     summary: TrainSummary | None = base
@@ -197,7 +213,9 @@ def _verdict(
   if budgets:
     losses = [replica.test_bits for replica in trained.chosen]
     multiplier = str(
-      scaling.compute_multiplier(list(budgets), list(budgets.values()), losses, at=steps / experiment.training.steps)
+      scaling.compute_multiplier(
+        list(budgets), list(budgets.values()), losses, at=sized.steps_ratio * sized.flops_ratio
+      )
     )
   return dataclasses.replace(
     sized, effect=effect, low=low, high=high, p=p, pairs=len(paired.differences), multiplier=multiplier

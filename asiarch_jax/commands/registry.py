@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+from asiarch_jax import config
 from asiarch_jax.evidence import claims
 from asiarch_jax.records import from_json
 from asiarch_jax.shell import places
@@ -23,9 +24,14 @@ def read_claims(workdir: str | os.PathLike[str]) -> list[tuple[claims.Family, tu
   return found
 
 
-def confirmed(workdir: str | os.PathLike[str]) -> frozenset[int] | None:
-  """Returns the entries that a finished claim has shown to be better at matched parameters; None without a claim."""
-  finished = [verdicts for _, verdicts in read_claims(workdir) if verdicts]
+def confirmed(workdir: str | os.PathLike[str], search: config.Search) -> frozenset[int] | None:
+  """Returns the candidates that a finished claim has shown to be better at matched parameters; None without a claim.
+
+  Claims at the fidelity of the search and on its rungs count, those against anything but `search.baseline` do not.
+  """
+  baseline = search.baselines.index(search.baseline)  # outcomes begin with the baselines, in order
+  finished = [verdicts for family, verdicts in read_claims(workdir) if verdicts and family.against == baseline]
   if not finished:
     return None
-  return frozenset(one.id for verdicts in finished for one in verdicts if one.shown and one.matched == 'parameters')
+  every = (one for verdicts in finished for one in verdicts if one.id >= len(search.baselines))
+  return frozenset(one.id for one in every if one.shown and one.matched == 'parameters')

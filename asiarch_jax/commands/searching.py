@@ -203,7 +203,7 @@ def search(values: flags.FlagValues, _: list[str]) -> int:
     experiment,
     done.events,
     zero_shot.every(workdir),
-    registry.confirmed(workdir),
+    registry.confirmed(workdir, experiment.search),
   )
   _say_end(values, done.run, done.before, time.monotonic() - began, report, again)
   return 0

@@ -44,8 +44,8 @@ class Verdict:
   """One test of a family: entry against baseline at matched size, in bits per byte, positive is better.
 
   `low` and `high` bound the effect at 95 % by itself, `adjusted` is Holm's p value over the family. `reason` says why
-  nothing could be tested. `multiplier` is how many times the baseline's training the entry is worth, with its interval,
-  as text, since outside the measured budgets it is only a bound.
+  nothing could be tested. `multiplier` is how many times the FLOPs of the entry's training the baseline needs for the
+  entry's loss, with its interval, as text, since outside the measured budgets it is only a bound.
   """
 
   id: int

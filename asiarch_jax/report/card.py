@@ -123,7 +123,7 @@ def _evidence(facts: Facts) -> list[str]:
       f'- Claimed on fresh seeds and unread windows, matched by {one.matched}: '
       f'{"shown" if one.shown else "not shown"}, {one.effect:+.4f} ({one.low:+.4f} .. {one.high:+.4f}), {one.pairs} '
       f'pairs, p = {one.adjusted:.2g} by Holm'
-      + (f'; the baseline needs {one.multiplier} its training for this loss.' if one.multiplier else '.')
+      + (f'; the baseline needs {one.multiplier} its FLOPs for this loss.' if one.multiplier else '.')
     )
   if not facts.verdicts:
     found.append('- No claim was made (`asiarch claim`): nothing here was confirmed on fresh seeds.')

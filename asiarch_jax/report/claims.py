@@ -61,7 +61,7 @@ def claims_page(family: Family, verdicts: Sequence[Verdict]) -> RenderableType:
       _ratio(one.steps_ratio),
     )
   worth = [
-    f'#{one.id} {one.name}, matched by {one.matched}: the baseline needs {one.multiplier} its training for this loss.'
+    f'#{one.id} {one.name}, matched by {one.matched}: the baseline needs {one.multiplier} its FLOPs for this loss.'
     for one in verdicts
     if one.multiplier
   ]

@@ -130,13 +130,15 @@ class Curve:
     return spent_N[at] / self.unit[0], lines  # type: ignore[return-value]
 
 
-def curves(outcomes: Sequence[Outcome], confirmed: Collection[int] | None = None) -> dict[str, Curve]:
+def curves(
+  outcomes: Sequence[Outcome], confirmed: Collection[int] | None = None, placebos: Collection[int] = ()
+) -> dict[str, Curve]:
   """Returns the curve against accelerator time, and against tokens and dollars where any were spent.
 
   Raises:
     ValueError: an id in `confirmed` is not that of a measured candidate.
   """
-  counts = series.discoveries(outcomes, confirmed=confirmed)
+  counts = series.discoveries(outcomes, confirmed=confirmed, placebos=placebos)
   kinds = [kind for kind in COMPUTE if kind == 'seconds' or getattr(counts, kind)[-1] > 0]
   return {kind: _curve(COMPUTE[kind], counts, confirmed is not None) for kind in kinds}
 
@@ -150,7 +152,7 @@ def _curve(compute: Compute, counts: series.Discoveries, claimed: bool) -> Curve
   return Curve(compute, counts, (0.0, *itertools.accumulate(costs)), fitted, claimed)
 
 
-def section(found: Mapping[str, Curve], figures: Mapping[str, str]) -> str:
+def section(found: Mapping[str, Curve], figures: Mapping[str, str], control: str = '') -> str:
   """Returns the section of the page: each figure, as markup by its name, beside what its fits say."""
   curve = found['seconds']
   meaning = (
@@ -165,6 +167,8 @@ def section(found: Mapping[str, Curve], figures: Mapping[str, str]) -> str:
     'against the best shape or by its distance from when the events came. Trials are taken as independent: children of '
     'one good parent are not, so a p near 0.05 decides nothing.</p>'
   ]
+  if control:
+    parts.append(f'<p>{escape(control)}</p>')
   for each in found.values():
     name = f'<h3>{escape(each.compute.title)}</h3>' if len(found) > 1 else ''
     parts.append(

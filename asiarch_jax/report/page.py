@@ -18,6 +18,7 @@ from typing import Any
 
 from asiarch_jax import config
 from asiarch_jax.dialogue import total
+from asiarch_jax.evidence import placebo
 from asiarch_jax.evidence.effects import Effect, effects
 from asiarch_jax.records import Entry, Outcome, Rejection, ZeroShot, entries_of
 from asiarch_jax.report import board, curve, details, figures, models, scores, series
@@ -45,7 +46,7 @@ from asiarch_jax.report.markup import (
 )
 from asiarch_jax.report.series import verdict
 from asiarch_jax.report.spending import dollars
-from asiarch_jax.report.text import learned, ranked
+from asiarch_jax.report.text import copies, learned, ranked
 
 EFFECTS = 20  # rows of the effect table
 LESSONS = 12
@@ -75,7 +76,7 @@ def write(
   folder = pathlib.Path(out_dir)
   folder.mkdir(parents=True, exist_ok=True)
   outcomes = sorted(outcomes, key=lambda outcome: outcome.id)
-  found = curve.curves(outcomes, confirmed)
+  found = curve.curves(outcomes, confirmed, {copy.id for copy in placebo.placebos(outcomes, experiment)})
   drawings = draw(outcomes, experiment, found)
   rows = effects(outcomes) if effect_rows is None else effect_rows
   text = render(
@@ -128,7 +129,7 @@ def render(
   sections = (
     ('leaderboard', 'Leaderboard', board.leaderboard(outcomes, baseline)),
     ('progress', 'Progress', figure(drawings['progress'], 'whole')),
-    ('discovery', 'Discovery curve', curve.section(found, drawn)),
+    ('discovery', 'Discovery curve', curve.section(found, drawn, copies(outcomes, experiment))),
     ('lineage', 'Lineage', figure(drawings['lineage'], 'whole tall')),
     ('losses', 'Loss curves', figure(drawings['losses'], 'whole')),
     *([('tasks', 'Tasks', tasks)] if tasks else []),

@@ -139,11 +139,16 @@ def progress(outcomes: Iterable[Outcome], pool: int, measure: str) -> Progress:
 
 
 def discoveries(
-  outcomes: Iterable[Outcome], level: float = 0.95, *, confirmed: Collection[int] | None = None
+  outcomes: Iterable[Outcome],
+  level: float = 0.95,
+  *,
+  confirmed: Collection[int] | None = None,
+  placebos: Collection[int] = (),
 ) -> Discoveries:
   """Returns the cumulative counts of candidates better than the baseline, in order of id, beginning at zero.
 
   `confirmed` holds the ids of those that count as shown; without it they are those whose interval lies above zero.
+  `placebos` holds the ids of copies of the baseline, which are neither trials nor discoveries.
 
   Raises:
     ValueError: an id in `confirmed` is not that of a measured candidate.
@@ -152,10 +157,11 @@ def discoveries(
   known = {outcome.id for outcome in outcomes if isinstance(outcome, Entry) and outcome.role == 'candidate'}
   if strange := set(confirmed or ()) - known:
     raise ValueError(f'confirmed names {min(strange)}, which is no measured candidate of this archive; leave it out')
+  proposed = known - set(placebos)
   seconds, tokens, dollars, best = [0.0], [0], [0.0], [math.nan]
   shown, estimated, measured = [0], [0], [0]
   for outcome in outcomes:
-    evidence = outcome.evidence if isinstance(outcome, Entry) and outcome.role == 'candidate' else None
+    evidence = outcome.evidence if isinstance(outcome, Entry) and outcome.id in proposed else None
     seconds.append(seconds[-1] + outcome.timing.accelerator_seconds)
     tokens.append(tokens[-1] + outcome.spend.tokens)
     dollars.append(dollars[-1] + outcome.spend.dollars)
@@ -165,7 +171,10 @@ def discoveries(
     estimated.append(estimated[-1] + (evidence is not None and evidence.improvement > 0))
     measured.append(measured[-1] + (evidence is not None))
   chance = tuple(count * (1 - level) / 2 for count in measured)
-  trial = tuple(isinstance(outcome, Rejection) or outcome.role == 'candidate' for outcome in outcomes)
+  trial = tuple(
+    (isinstance(outcome, Rejection) or outcome.role == 'candidate') and outcome.id not in placebos
+    for outcome in outcomes
+  )
   spent = (tuple(seconds), tuple(tokens), tuple(dollars))
   return Discoveries(*spent, tuple(shown), tuple(estimated), chance, tuple(best), trial)
 

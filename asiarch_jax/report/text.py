@@ -21,6 +21,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
+from scipy import stats
 
 from asiarch_jax.config import JUDGE_WEIGHTS, Experiment
 from asiarch_jax.dialogue import total as sum_of
@@ -264,14 +265,24 @@ def _beliefs(outcomes: Sequence[Outcome], experiment: Experiment) -> list[str]:
     f'Taken together, {len(chosen)} are believed better with at most 5 % of them expected not to be ("believed": the '
     'measurement, drawn in by what luck can explain; docs/EVIDENCE.md).'
   ]
-  copies = placebo.placebos(entries_of(outcomes), experiment)
-  if copies:
-    taken = sum(one.id in {copy.id for copy in copies} for one in chosen)
-    lines.append(
-      f'{len(copies)} of the measured are copies of {experiment.search.baseline} that nobody was told of: '
-      f'{sum(verdict(copy) == "better" for copy in copies)} measured better, {taken} are among the believed.'
-    )
+  told = copies(outcomes, experiment)
+  if told:
+    taken = sum(copy.id in {one.id for one in chosen} for copy in placebo.placebos(entries_of(outcomes), experiment))
+    lines.append(f'{told} Among the believed are {taken} of them.')
   return lines
+
+
+def copies(outcomes: Sequence[Outcome], experiment: Experiment) -> str:
+  """Returns how often a copy of the baseline was taken for better, with its exact interval; empty without copies."""
+  found = placebo.placebos(entries_of(outcomes), experiment)
+  if not found:
+    return ''
+  better = sum(verdict(copy) == 'better' for copy in found)
+  low, high = stats.binomtest(better, len(found)).proportion_ci()
+  return (
+    f'{len(found)} of the measured are copies of {experiment.search.baseline} that nobody was told of: {better} '
+    f'measured better, {better / len(found):.0%} (95 % interval {low:.0%} to {high:.0%}), as designs without effect do.'
+  )
 
 
 def learned(outcomes: Sequence[Outcome], limit: int = 8) -> list[str]:

@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import runpy
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from flax import linen as nn
 from asiarch_jax import config
 from asiarch_jax.arch import lm
 from asiarch_jax.arch.baselines import delta_net, gated_delta_net, softmax_attention
+from tests.cli import ROOT
 from tests.training.tiny import Shift
 
 TINY = config.Model(width=16, layers=3, heads=2, mlp_width=24, vocabulary=11)
@@ -114,9 +116,11 @@ def test_bfloat16_computes_low_and_keeps_parameters_and_logits_high():
 
 
 # The published totals of DeltaNet, `docs` of asi-arch section 3: GPT-2 vocabulary, 19.73M and 411.75M.
+ASI_ARCH = config.from_dict(runpy.run_path(str(ROOT / 'configs/asi_arch.py'))['get_config']())
 PAPER = {
-  'exploration': (config.Model(256, 8, 8, 768, 50_257, tied=True), 19.73e6),
-  'verification': (config.Model(1024, 24, 8, 2816, 50_257, tied=False, scan_layers=True), 411.75e6),
+  'exploration': (ASI_ARCH.model, 19.73e6),
+  'verification': (ASI_ARCH.rungs['verification'].model, 411.75e6),
+  'final': (ASI_ARCH.rungs['final'].model, 411.75e6),
 }
 
 

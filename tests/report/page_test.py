@@ -15,9 +15,11 @@ import xml.etree.ElementTree
 import pytest
 
 from asiarch_jax import config, records
+from asiarch_jax.evidence import placebo
 from asiarch_jax.evidence.effects import Effect
 from asiarch_jax.report import curve, details, figures, markup, page
 from asiarch_jax.report.drawing import ROLES, label
+from asiarch_jax.report.text import copies
 from tests import samples
 
 EXPERIMENT = config.Experiment()
@@ -59,6 +61,15 @@ def written(outcomes, folder, **options):
   path = page.write(outcomes, folder, experiment=options.pop('experiment', EXPERIMENT), **options)
   text = path.read_text('utf-8')
   return text, Reader(text)
+
+
+def test_how_often_a_copy_of_the_baseline_was_taken_for_better_stands_beside_the_discoveries(tmp_path):
+  outcomes = samples.archive(30)
+  blind = config.Experiment(evidence=config.Evidence(placebo=1.0))
+  _, reader = written(outcomes, tmp_path, experiment=blind)
+  assert copies(outcomes, blind) and copies(outcomes, blind) in ' '.join(''.join(reader.text).split())
+  _, reader = written(outcomes, tmp_path, experiment=config.Experiment(evidence=config.Evidence(placebo=0.0)))
+  assert 'nobody was told of' not in ''.join(reader.text)
 
 
 @pytest.fixture(scope='module')
@@ -240,7 +251,8 @@ def test_the_discovery_curve_says_what_it_counts_and_which_shapes_are_excluded(t
   for outcomes, _, _, reader in (thought, forty):
     shown = ' '.join(''.join(reader.text).split())
     assert 'measured better (not yet claimed)' in shown and 'by chance' in shown
-    for each in curve.curves(outcomes).values():
+    copied = {copy.id for copy in placebo.placebos(outcomes, EXPERIMENT)}
+    for each in curve.curves(outcomes, placebos=copied).values():
       assert each.fitted.verdict in shown
     for shape in ('linear', 'power law', 'saturating'):
       assert shape in shown

@@ -3,6 +3,7 @@ import io
 
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from asiarch_jax import config, records
 from asiarch_jax.evidence import posterior, promotion
@@ -104,6 +105,10 @@ def test_copies_of_the_baseline_are_told_afterwards():
   said = ' '.join(printed(text.summary(outcomes, blind)).split())
   measured = sum(getattr(outcome, 'role', '') == 'candidate' for outcome in outcomes)
   assert f'{measured} of the measured are copies of delta_net that nobody was told of' in said
+  better = sum(text.verdict(outcome) == 'better' for outcome in outcomes if getattr(outcome, 'role', '') == 'candidate')
+  low, high = stats.beta.ppf((0.025, 0.975), (better, better + 1), (measured - better + 1, measured - better))
+  assert 0 < better < measured and f'{better} measured better' in said
+  assert f'(95 % interval {low:.0%} to {high:.0%})' in said
   assert 'copies of' not in printed(
     text.summary(outcomes, dataclasses.replace(blind, evidence=config.Evidence(placebo=0.0)))
   )
