@@ -30,6 +30,7 @@ from asiarch_jax.shell import runner as runners
 from asiarch_jax.shell.display import Display
 
 FOLDER = 'arms'
+APART = 1_000  # seeds between runs, so that no two share the data order of a replica
 FIRST_SEED = 500_000  # of the fresh replicas: beyond every search, short of every claim
 
 
@@ -57,7 +58,7 @@ def compare(values: flags.FlagValues, _: list[str]) -> int:
     try:
       for number in range(values.repeats):
         for name in names:
-          here = dataclasses.replace(arms.arm(experiment, name), seed=experiment.seed + number)
+          here = dataclasses.replace(arms.arm(experiment, name), seed=experiment.seed + APART * number)
           display.line(f'arm {name}, run {number}: {arms.ARMS[name][1]}')
           done = conducted(here, root / name / str(number), local, content, display, time.monotonic(), again)
           found[name].append(_summary(name, number, done.run.outcomes, here))

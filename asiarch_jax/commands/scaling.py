@@ -22,6 +22,7 @@ from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import places
 
 FOLDER = 'scaling'
+LARGEST = 1000.0  # times the width of the search
 FIRST_SEED = 250_000  # of its replicas: none that a search, an ablation or a claim used
 
 
@@ -86,10 +87,10 @@ def _sizes(experiment: config.Experiment, factors: list[str]) -> list[config.Exp
     numbers = sorted({float(factor) for factor in factors})
   except ValueError as error:
     raise UsageError(f'--factors={",".join(factors)}; give numbers, such as 0.5,0.75,1,1.5') from error
-  if len(numbers) < scaling.SIZES or min(numbers) <= 0:
+  if len(numbers) < scaling.SIZES or not all(0 < number <= LARGEST for number in numbers):
     raise UsageError(
       f'--factors={",".join(factors)} names {len(numbers)} sizes; a scaling fit needs at least {scaling.SIZES}, '
-      'all above 0'
+      f'all above 0 and at most {LARGEST:g}'
     )
   sizes = []
   for factor in numbers:

@@ -208,7 +208,10 @@ def _climbed(stage: Stage, name: str, below: Sequence[Outcome], folder: Any) -> 
   on_it = {outcome.id for outcome in stage.outcomes}
   left = {id for event in choices.events() for id in (*event['promoted'], *event['audited']) if id not in on_it}
   before = ladder.agreement(improvements(below), improvements(stage.outcomes))
-  if not left:  # a choice that a kill interrupted is not made anew
+  grounds = {'newest': max(beliefs), 'limits': [stage.rung.share, stage.rung.false_discoveries, stage.rung.audit]}
+  decided = any(event.items() >= grounds.items() for event in choices.events())
+  # A choice that a kill interrupted is not made anew, and neither is one among the same candidates by the same limits.
+  if not left and not decided:
     undecided = [one for id, one in sorted(beliefs.items()) if id not in on_it]
     rng = np.random.default_rng([stage.experiment.seed, stage.experiment.training.steps, len(on_it)])
     climb = ladder.climbers(undecided, stage.rung, before.believed, rng)
@@ -216,6 +219,7 @@ def _climbed(stage: Stage, name: str, below: Sequence[Outcome], folder: Any) -> 
       'promoted': [one.id for one in climb.promoted],
       'audited': [one.id for one in climb.audited],
       'candidates': len(undecided),
+      **grounds,
       'share': climb.share,
       'doubt': climb.doubt,
       'shrinkage': ladder.shrinkage(climb.promoted),
