@@ -177,6 +177,9 @@ def test_the_vault_is_read_once_for_an_entry(searched, capsys):
   assert families[0]['first_seed'] != families[1]['first_seed']
   _, text, _ = run(capsys, 'claim', f'--workdir={workdir}')
   assert text.count('Family') == 2 and 'shown' in text
+  curves = re.findall(r'so 8 of them show (.*?)%\.', ' '.join(text.split()))
+  chances = [[int(one) for one in re.findall(r'with (\d+)', curve)] for curve in curves]
+  assert len(chances) == 2 and all(one == sorted(one) and one[0] < 30 and one[-1] > 95 for one in chances)
   assert text.count('with 80 % power') == sum(
     not row['shown'] and row['effect'] > 0 for one in json.loads(out)['claims'] for row in one['verdicts']
   )

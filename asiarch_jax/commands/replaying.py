@@ -95,7 +95,7 @@ def replay(values: flags.FlagValues, _: list[str]) -> int:
       if part == 'search':
         page = dataclasses.replace(page, samplers=comparing.samplers(bench, experiment, **counts))
       elif part == 'promotion':
-        rows = comparing.promotions(bench, designs=values.designs, seeds=values.seeds, **counts)
+        rows = comparing.promotions(bench, experiment, designs=values.designs, seeds=values.seeds, **counts)
         page = dataclasses.replace(page, promotions=rows)
       elif part == 'belief':
         page = dataclasses.replace(page, estimators=comparing.estimators(bench, designs=values.designs, **counts))

@@ -249,19 +249,14 @@ def _likely(seen: _Seen) -> list[int]:
   return [id for id, one in seen.beliefs.items() if one.probability_better > 0.5]
 
 
-def _default(rung: config.Rung) -> Callable[[_Seen, float], list[int]]:
-  def rule(seen: _Seen, agreement: float) -> list[int]:
-    beliefs = tuple(seen.beliefs.values())
-    return [one.id for one in ladder.climbers(beliefs, rung, agreement, np.random.default_rng(0)).promoted]
-
-  return rule
+def _climb(seen: _Seen, rung: config.Rung) -> list[int]:
+  """Returns who climbs when nothing stands on the rung above yet, so that nothing is known of how far the two agree."""
+  beliefs = tuple(seen.beliefs.values())
+  return [one.id for one in ladder.climbers(beliefs, rung, ladder.EXPECTED[0], np.random.default_rng(0)).promoted]
 
 
-RULES: Mapping[str, tuple[str, Callable[[_Seen, float], list[int]]]] = {
-  'climb': (
-    'as asiarch verify does: surest first, at most 20 % expected not better, share by how far the rungs agree',
-    _default(config.Rung()),
-  ),
+RULES: Mapping[str, tuple[str, Callable[[_Seen, config.Rung], list[int]]]] = {
+  'climb': ('as a first asiarch verify does: surest first, within the limits of the rung', _climb),
   'false discoveries 5 %': (
     'surest first, at most 5 % expected not better',
     lambda seen, _: [one.id for one in promotion.promoted(tuple(seen.beliefs.values()), rate=0.05)],
@@ -276,20 +271,23 @@ RULES: Mapping[str, tuple[str, Callable[[_Seen, float], list[int]]]] = {
 }
 
 
-def promotions(table: Table, *, replays: int, designs: int, seeds: int, seed: int = 0) -> tuple[Promotion, ...]:
-  """Returns how rules promote from `designs` random designs of the table, of which they see `seeds` replicas each."""
+def promotions(
+  table: Table, experiment: config.Experiment, *, replays: int, designs: int, seeds: int, seed: int = 0
+) -> tuple[Promotion, ...]:
+  """Returns how rules promote from `designs` random designs of the table, of which they see `seeds` replicas each.
+
+  The limits of `climb` are those of the first rung of the experiment's ladder.
+  """
+  rung = experiment.rungs[experiment.ladder[0]] if experiment.ladder else config.Rung()
   kept: dict[str, list[tuple[float, ...]]] = {name: [] for name in RULES}
   for rng in _lucks(seed, replays):
     drawn = [table.measured[place] for place in _draw(rng, len(table.measured), designs)]
     seen = _seen(table, drawn, _draw(rng, seeds_of(table), seeds))
     if not seen.beliefs:
       continue
-    agreement = ladder.agreement(
-      {id: one.measured for id, one in seen.beliefs.items()}, {id: table.worth[id] for id in seen.beliefs}
-    )
     copies = {id for id in seen.beliefs if is_placebo(id, table.experiment)}
     for name, (_, rule) in RULES.items():
-      chosen = rule(seen, agreement.believed)
+      chosen = rule(seen, rung)
       worth = [table.worth[id] for id in chosen]
       kept[name].append((
         float(len(chosen)),

@@ -81,7 +81,11 @@ class TableResearcher:
 
 @dataclasses.dataclass(frozen=True)
 class TableRunner:
-  """Answers a job with the row of its name; a `ports.Runner`. `seeds` says which seed of the table stands for which."""
+  """Answers a job with the row of its name; a `ports.Runner`. `seeds` says which seed of the table stands for which.
+
+  Scores of tasks are left out: a row has those of all its seeds together, and a policy that asks for one seed is not to
+  see what four would cost.
+  """
 
   table: Table
   seeds: Mapping[int, int]
@@ -99,7 +103,7 @@ class TableRunner:
       reason = f'the table has {len(replicas)} of {len(wanted)} seeds x {len(rates)} learning rates of {job.name}'
       return JobResult(job.key, failure=Failure('error', reason))
     summary = dataclasses.replace(outcome.training, replicas=replicas, learning_rate=chosen_rate(replicas))
-    return JobResult(job.key, (), outcome.fingerprint, outcome.cost, summary, outcome.scores, timing=outcome.timing)
+    return JobResult(job.key, (), outcome.fingerprint, outcome.cost, summary, (), timing=outcome.timing)
 
   def arrays(self, key: str) -> Mapping[str, Any]:
     return {}

@@ -10,8 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from scipy import stats
 
-from asiarch_jax.evidence.claims import Family, Verdict, pairs_needed
+from asiarch_jax.evidence.claims import Family, Verdict, pairs_needed, power
 from asiarch_jax.report.text import plain
+
+EFFECTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # bits per byte, of a power curve
 
 
 def claims_page(family: Family, verdicts: Sequence[Verdict]) -> RenderableType:
@@ -69,20 +71,24 @@ def claims_page(family: Family, verdicts: Sequence[Verdict]) -> RenderableType:
 
 
 def _reach(family: Family, verdicts: Sequence[Verdict]) -> list[str]:
-  """Returns for each test that was not shown how many fresh seeds the effect, if it is real, would have taken."""
-  lines = []
+  """Returns the power curve of each test, and how many fresh seeds one that was not shown would have taken if real."""
+  lines, error = [], family.error / len(verdicts)
   for one in verdicts:
-    if one.shown or one.reason or one.effect <= 0 or one.high <= one.low:
+    if one.reason or one.high <= one.low:
       continue
     deviation = (one.high - one.low) / 2 / float(stats.t.ppf(0.975, one.pairs - 1)) * math.sqrt(one.pairs)
-    try:
-      needed = f'{pairs_needed(one.effect, deviation, family.error / len(verdicts)):,} fresh seeds'
-    except ValueError:
-      needed = 'over a hundred thousand fresh seeds'
-    lines.append(
-      f'#{one.id} {one.name}, matched by {one.matched}: pairs deviate by {deviation:.4f} bits/byte; if '
-      f'{one.effect:+.4f} is real, {needed} show it with 80 % power.'
+    curve = ', '.join(f'{effect:+g} with {power(effect, deviation, one.pairs, error):.0%}' for effect in EFFECTS)
+    line = (
+      f'#{one.id} {one.name}, matched by {one.matched}: pairs deviate by {deviation:.4f} bits/byte, so {one.pairs} of '
+      f'them show {curve}.'
     )
+    if not one.shown and one.effect > 0:
+      try:
+        needed = f'{pairs_needed(one.effect, deviation, error):,} fresh seeds'
+      except ValueError:
+        needed = 'over a hundred thousand fresh seeds'
+      line += f' If {one.effect:+.4f} is real, {needed} show it with 80 % power.'
+    lines.append(line)
   return lines
 
 

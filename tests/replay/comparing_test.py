@@ -63,13 +63,24 @@ def test_a_policy_that_needs_more_seeds_than_there_are_is_left_out(bench):
 
 
 def test_rules_of_promotion(bench):
-  rows = by_name(comparing.promotions(bench, replays=4, designs=50, seeds=2))
+  rows = by_name(comparing.promotions(bench, config.Experiment(), replays=4, designs=50, seeds=2))
   assert rows['everybody'].promoted.value == 50 and rows['everybody'].placebos.value == 1.0
   assert rows['best quarter'].promoted.value == 13
   assert rows['false discoveries 5 %'].promoted.value < rows['likely better'].promoted.value < 50
   assert rows['climb'].worse.value < rows['everybody'].worse.value
   assert rows['climb'].mean.value > rows['everybody'].mean.value
   assert rows['everybody'].best.value >= max(row.best.value for row in rows.values())
+
+
+def test_rules_do_not_see_the_upper_rung_and_the_limits_are_those_of_the_ladder(bench):
+  def climbing(one, settings):
+    return by_name(comparing.promotions(one, settings, replays=3, designs=50, seeds=2))['climb'].promoted.value
+
+  mixed = dataclasses.replace(bench)
+  mixed.__dict__['worth'] = {id: -value for id, value in bench.worth.items()}
+  assert climbing(mixed, experiment()) == climbing(bench, experiment())
+  wide = dataclasses.replace(experiment().rungs['small'], share=1.0, false_discoveries=0.9)
+  assert climbing(bench, dataclasses.replace(experiment(), rungs={'small': wide})) > climbing(bench, experiment())
 
 
 def test_belief_is_less_optimistic_and_nearer_to_the_other_half_than_measurement():
@@ -112,7 +123,9 @@ def test_stopping_saves_what_comes_after_and_loses_what_it_ends(bench):
 
 
 def test_replays_are_reproducible(bench):
-  first, again = (comparing.promotions(bench, replays=2, designs=20, seeds=2, seed=7) for _ in range(2))
+  first, again = (
+    comparing.promotions(bench, config.Experiment(), replays=2, designs=20, seeds=2, seed=7) for _ in range(2)
+  )
   assert first == again
   assert np.isfinite([row.promoted.value for row in first]).all()
   assert isinstance(bench, table.Table)
