@@ -7,7 +7,7 @@ Command:  launch/tpu_vm.sh --name=pod --zone=ZONE --type=v5litepod-16 --spot --s
 Hardware: v5litepod-16: four hosts of four chips; any slice whose chips divide 2 replicas x 256 rows
 Text:     FineWeb-Edu with GPT-2's tokenizer, made by `asiarch prepare` (docs/DATA.md)
 Time:     not measured
-Result:   not run yet. Compiled ahead of time for DeltaNet: 4.9 of 16 GiB a chip, 286 ms a step at least (static); on
+Result:   not run yet. Compiled ahead of time for DeltaNet: 4.7 of 16 GiB a chip, 283 ms a step at least (static); on
           the rung `verification` 6.6 GiB, 1.4 s (10.3 GiB with nothing shared out)
 """
 

@@ -1,5 +1,6 @@
 """verify, claim, arms and ablate, whole, over searches whose truth is planted; with real workers in the sweep."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -9,15 +10,17 @@ import shutil
 import pytest
 
 from asiarch_jax import config, main, records
-from asiarch_jax.commands import registry
+from asiarch_jax.commands import claiming, registry
 from asiarch_jax.evidence import claims
 from asiarch_jax.shell import runner as runners
+from tests import samples
 from tests.cli import asiarch
 from tests.cli import in_process as run
 from tests.planted import OWN, planted
 
 ROOT = pathlib.Path(__file__).parents[1]
 WORLDS = 60
+TRAINING = config.Training(steps=8, steps_per_call=4)
 
 
 def better(share=0.25, by=0.15):
@@ -162,6 +165,25 @@ def test_a_claim_shows_what_is_planted_and_not_what_is_not(searched, capsys):
   assert min(job.experiment['training']['first_seed'] for job in made) == 1_000_000
   assert any(job.flops for job in made) and {job.experiment['training']['steps'] for job in made} == {4, 8, 16}
   assert json.loads((workdir / 'claims/0001/family.json').read_text())['entries'] == sorted([good, null])
+
+
+@pytest.mark.parametrize('flops, steps, worth', [(1.0, 8, 2.0), (2.0, 8, 1.0), (1.0, 16, 1.0)])
+def test_a_multiplier_counts_the_flops_of_both_trainings(flops, steps, worth):
+  """A design with the loss of the baseline's doubled training: at twice its FLOPs or steps it saves nothing."""
+  settings = dataclasses.replace(config.Experiment(), training=TRAINING)
+  luck = (0.01, -0.01, 0.02, -0.02, 0.0, 0.01, -0.01, 0.0)
+
+  def trained(bits, flops_per_token=1e6):
+    replicas = [
+      dataclasses.replace(samples.replica(seed=n), test_bits=bits + one, diverged=False) for n, one in enumerate(luck)
+    ]
+    return dataclasses.replace(samples.training(replicas=tuple(replicas)), flops_per_token=flops_per_token)
+
+  budgets = {budget: [bits + one for one in luck] for budget, bits in ((0.5, 3.2), (1.0, 3.0), (2.0, 2.8), (4.0, 2.6))}
+  found = claiming._verdict(
+    samples.entry(5), 'parameters', trained(2.8, flops * 1e6), '', trained(3.0), budgets, steps, settings
+  )
+  assert found.multiplier.startswith(f'{worth:g}x ('), found.multiplier
 
 
 def test_the_vault_is_read_once_for_an_entry(searched, capsys):

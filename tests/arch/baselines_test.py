@@ -145,6 +145,32 @@ def test_initial_decays_are_spread_as_in_mamba2():
   assert rate.min() >= 1 and rate.max() <= 16
 
 
+def attention(p, x_TD, H=2, scale=None):
+  """Softmax attention token by token, its rotary positions by complex numbers."""
+  T, D = x_TD.shape
+  K = D // H
+
+  def heads(name):
+    return (x_TD @ p[name]['kernel']).reshape(T, H, K)
+
+  turn_TK = np.exp(1j * np.arange(T)[:, None] * 10_000.0 ** (-np.arange(K // 2) / (K // 2)))
+  q, k = ((one[..., : K // 2] + 1j * one[..., K // 2 :]) * turn_TK[:, None] for one in (heads('query'), heads('key')))
+  v, outputs = heads('value'), np.zeros((T, H, K))
+  for t in range(T):
+    for h in range(H):
+      scores = (q[t, h] * k[: t + 1, h].conj()).real.sum(-1) * (scale or K**-0.5)
+      weights = np.exp(scores - scores.max())
+      outputs[t, h] = weights @ v[: t + 1, h] / weights.sum()
+  return outputs.reshape(T, D) @ p['output']['kernel']
+
+
+def test_softmax_attention_is_the_published_sum_and_not_one_without_its_scale():
+  mixer, x_BTD = contract.build(softmax_attention.Mixer, SPEC), 2.0 * inputs(45, B=1)
+  p, x_TD = jax.tree.map(np.asarray, initialised(mixer)['params']), np.asarray(x_BTD[0], np.float64)
+  np.testing.assert_allclose(called(mixer)(x_BTD)[0], attention(p, x_TD), rtol=5e-3, atol=5e-4)
+  assert np.abs(attention(p, x_TD, scale=1.0) - attention(p, x_TD)).max() > 0.01
+
+
 def test_rotary_products_see_distances_only():
   q, k = (jnp.broadcast_to(x, (1, 9, 1, 8)) for x in jax.random.normal(KEY, (2, 8)))
   products = jnp.einsum('bthk,bshk->ts', softmax_attention.rotate(q), softmax_attention.rotate(k))
