@@ -149,7 +149,7 @@ def _tests(trials: Trials, family: claims.Family, outcomes: Sequence[Outcome]) -
 
 
 def equal_time_steps(base: TrainSummary, candidate: TrainSummary, training: config.Training) -> int:
-  """Returns for how many steps the candidate trains in the seconds that the baseline takes, both measured in one family.
+  """Returns for how many steps the candidate trains in the seconds that the baseline takes, timed in the same family.
 
   Seconds are for all replicas of a block; blocks of one family have the same number.
   """
