@@ -68,11 +68,11 @@ def claim(values: flags.FlagValues, arguments: list[str]) -> int:
 
 
 def _overridden(experiment: config.Experiment, values: flags.FlagValues) -> config.Experiment:
-  if not values.replicas:
-    return experiment
-  changed = dataclasses.replace(experiment, claims=dataclasses.replace(experiment.claims, replicas=values.replicas))
-  config.validate(changed)
-  return changed
+  if values.replicas:
+    claimed = dataclasses.replace(experiment.claims, replicas=values.replicas)
+    experiment = dataclasses.replace(experiment, claims=claimed)
+  config.validate(experiment)  # also what an older search was begun with
+  return experiment
 
 
 def _registered(
