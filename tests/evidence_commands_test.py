@@ -1,6 +1,7 @@
 """verify, claim, arms and ablate, whole, over searches whose truth is planted; with real workers in the sweep."""
 
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -165,6 +166,10 @@ def test_a_claim_shows_what_is_planted_and_not_what_is_not(searched, capsys):
   assert min(job.experiment['training']['first_seed'] for job in made) == 1_000_000
   assert any(job.flops for job in made) and {job.experiment['training']['steps'] for job in made} == {4, 8, 16}
   assert json.loads((workdir / 'claims/0001/family.json').read_text())['entries'] == sorted([good, null])
+  # The baseline is timed anew beside each entry, and what is matched by time was run before: planted seconds are alike.
+  order = [job.name for job in made if job.name != 'delta_net' or job.experiment['training']['first_seed'] > 1_500_000]
+  names = [rows[id]['proposal']['name'] for id in sorted([good, null])]
+  assert [name for name, _ in itertools.groupby(order)] == [names[0], 'delta_net', names[1], 'delta_net']
 
 
 @pytest.mark.parametrize('flops, steps, worth', [(1.0, 8, 2.0), (2.0, 8, 1.0), (1.0, 16, 1.0)])
@@ -181,7 +186,7 @@ def test_a_multiplier_counts_the_flops_of_both_trainings(flops, steps, worth):
 
   budgets = {budget: [bits + one for one in luck] for budget, bits in ((0.5, 3.2), (1.0, 3.0), (2.0, 2.8), (4.0, 2.6))}
   found = claiming._verdict(
-    samples.entry(5), 'parameters', trained(2.8, flops * 1e6), '', trained(3.0), budgets, steps, settings
+    samples.entry(5), 'parameters', trained(2.8, flops * 1e6), '', trained(3.0), trained(3.0), budgets, steps, settings
   )
   assert found.multiplier.startswith(f'{worth:g}x ('), found.multiplier
 

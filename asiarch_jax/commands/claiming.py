@@ -28,6 +28,8 @@ from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import places
 
 LATER = 0.1  # share by which a run that is matched by time may take longer than the baseline's
+TIMED_CALLS = 4  # of the compiled program, the first of which is not timed
+CLOCK = 500_000  # seeds from a family's own to those of trainings that only tell the time
 FIRST_SEED = 1_000_000  # of family 1, and as far apart are the families: no search comes near
 
 
@@ -136,20 +138,32 @@ def _tests(trials: Trials, family: claims.Family, outcomes: Sequence[Outcome]) -
   verdicts = []
   for id in family.entries:
     for matched in family.matched:
-      steps, trained = trials.experiment.training.steps, None
+      steps, trained, beside = trials.experiment.training.steps, None, base
       if matched == 'flops':
         trained, failure = trials.trained(entries[id], flops=base.flops_per_token)
       else:
         trained, failure = trials.trained(entries[id], parameters=base.parameters)  # the second time it is there
       if matched == 'seconds' and trained is not None:
-        steps = equal_time_steps(base, trained, trials.experiment.training)
+        beside = _timed(trials, entries[family.against], base, id)
+        steps = equal_time_steps(beside, trained, trials.experiment.training)
         trained, failure = trials.trained(entries[id], parameters=base.parameters, steps=steps)
-      verdicts.append(_verdict(entries[id], matched, trained, failure, base, budgets, steps, trials.experiment))
+      verdicts.append(_verdict(entries[id], matched, trained, failure, base, beside, budgets, steps, trials.experiment))
   return verdicts
 
 
+def _timed(trials: Trials, entry: Entry, base: TrainSummary, beside: int) -> TrainSummary:
+  """Returns a short training of the baseline for its seconds, between the trainings of entry `beside`: a machine may
+  have become faster or slower since the baseline was trained. Where it fails, what was timed then."""
+  training = trials.experiment.training
+  steps = min(training.steps, TIMED_CALLS * training.steps_per_call)
+  block = min(trials.replicas, training.seeds * len(training.learning_rates))
+  clock = dataclasses.replace(trials, first_seed=trials.first_seed + CLOCK + beside, replicas=block)
+  timed, _ = clock.trained(entry, steps=steps, parameters=base.parameters)
+  return timed if timed is not None and timed.seconds_per_step > 0 else base
+
+
 def equal_time_steps(base: TrainSummary, candidate: TrainSummary, training: config.Training) -> int:
-  """Returns for how many steps the candidate trains in the seconds that the baseline takes, timed in the same family.
+  """Returns for how many steps the candidate trains in the seconds that the baseline takes, both timed side by side.
 
   Seconds are for all replicas of a block; blocks of one family have the same number.
   """
@@ -182,6 +196,7 @@ def _verdict(
   trained: TrainSummary | None,
   failure: str,
   base: TrainSummary,
+  beside: TrainSummary,
   budgets: Mapping[float, Sequence[float]],
   steps: int,
   experiment: config.Experiment,
@@ -198,7 +213,7 @@ def _verdict(
     nothing,
     parameters=trained.parameters,
     flops_ratio=trained.flops_per_token / base.flops_per_token,
-    seconds_ratio=trained.seconds_per_step / base.seconds_per_step if base.seconds_per_step else math.nan,
+    seconds_ratio=trained.seconds_per_step / beside.seconds_per_step if beside.seconds_per_step else math.nan,
   )
   taken = sized.seconds_ratio * sized.steps_ratio
   if matched == 'seconds' and not taken <= 1.0 + LATER:
