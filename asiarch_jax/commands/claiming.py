@@ -4,7 +4,8 @@
     WORKDIR/claims/0001/verdicts.json  what came of it, written once
     WORKDIR/claims/0001/jobs/          the jobs: a family that was interrupted goes on where it stopped
 
-The vault is read once for an entry: a second family with it is refused.
+The vault is read once for an entry, whichever side it stands on: a second family with it is refused. Claims of all rungs
+are registered in the workdir of the search, so that none can be made beside them.
 """
 
 from __future__ import annotations
