@@ -94,8 +94,8 @@ def _claim_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_string('rung', None, 'Rung to claim at; default: the fidelity of the search.', flag_values=values)
   flags.DEFINE_list('matched', ['parameters', 'flops', 'seconds'], 'How sizes are matched, each its own test.',
                     flag_values=values)  # fmt: skip
-  flags.DEFINE_integer('replicas', None, 'Fresh seeds of each side, 8 at least; default: claims.replicas.', lower_bound=1,
-                       flag_values=values)  # fmt: skip
+  flags.DEFINE_integer('replicas', None, 'Fresh seeds of each side, 8 at least; default: claims.replicas.',
+                       lower_bound=1, flag_values=values)  # fmt: skip
 
 
 def _evaluate_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:

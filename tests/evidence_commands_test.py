@@ -172,6 +172,13 @@ def test_a_claim_shows_what_is_planted_and_not_what_is_not(searched, capsys):
   assert [name for name, _ in itertools.groupby(order)] == [names[0], 'delta_net', names[1], 'delta_net']
 
 
+@pytest.mark.parametrize('slower, steps', [(1.0, 8), (0.5, 16), (1.25, 4), (0.8, 8), (9.0, 4)])
+def test_what_is_matched_by_time_takes_no_longer(slower, steps):
+  """In whole calls of four steps, one at least."""
+  base, entry = (dataclasses.replace(samples.training(), seconds_per_step=each) for each in (0.1, 0.1 * slower))
+  assert claiming.equal_time_steps(base, entry, TRAINING) == steps
+
+
 @pytest.mark.parametrize('flops, steps, worth', [(1.0, 8, 2.0), (2.0, 8, 1.0), (1.0, 16, 1.0)])
 def test_a_multiplier_counts_the_flops_of_both_trainings(flops, steps, worth):
   """A design with the loss of the baseline's doubled training: at twice its FLOPs or steps it saves nothing."""

@@ -4,8 +4,8 @@
     WORKDIR/claims/0001/verdicts.json  what came of it, written once
     WORKDIR/claims/0001/jobs/          the jobs: a family that was interrupted goes on where it stopped
 
-The vault is read once for an entry, whichever side it stands on: a second family with it is refused. Claims of all rungs
-are registered in the workdir of the search, so that none can be made beside them.
+The vault is read once for an entry, whichever side it stands on: a second family with it is refused. Claims of all
+rungs are registered in the workdir of the search, so that none can be made beside them.
 """
 
 from __future__ import annotations
@@ -171,7 +171,8 @@ def equal_time_steps(base: TrainSummary, candidate: TrainSummary, training: conf
   if not (base.seconds_per_step > 0 and candidate.seconds_per_step > 0):  # one call only: nothing was timed
     return training.steps
   ratio = base.seconds_per_step / candidate.seconds_per_step
-  return max(1, round(training.steps * ratio / training.steps_per_call)) * training.steps_per_call
+  # Rounded down, as far as one call is not too much already: what takes longer is not matched.
+  return max(1, math.floor(training.steps * ratio / training.steps_per_call + 1e-9)) * training.steps_per_call
 
 
 def _budgets(trials: Trials, entry: Entry, base: TrainSummary) -> Mapping[float, Sequence[float]]:

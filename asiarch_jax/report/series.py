@@ -167,7 +167,7 @@ def discoveries(
     dollars.append(dollars[-1] + outcome.spend.dollars)
     best.append(float(np.fmax(best[-1], evidence.improvement)) if evidence else best[-1])
     better = evidence is not None and evidence.low > 0
-    shown.append(shown[-1] + (better if confirmed is None else outcome.id in confirmed))
+    shown.append(shown[-1] + (better if confirmed is None else outcome.id in proposed & set(confirmed)))
     estimated.append(estimated[-1] + (evidence is not None and evidence.improvement > 0))
     measured.append(measured[-1] + (evidence is not None))
   chance = tuple(count * (1 - level) / 2 for count in measured)

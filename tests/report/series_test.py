@@ -59,6 +59,7 @@ def test_discoveries_count_intervals_points_and_chance_against_all_compute():
   assert named.shown == (0, 0, 0, 0, 1, 2) and named.estimated == counts.estimated
   blind = series.discoveries(outcomes, placebos=[3, 6])
   assert blind.shown == (0,) * 6 and blind.estimated == (0, 0, 0, 0, 1, 1) and blind.seconds == counts.seconds
+  assert series.discoveries(outcomes, confirmed=[5, 6], placebos=[6]).shown == (0, 0, 0, 0, 1, 1)
   assert blind.trial == (False, False, True, True, False) and blind.chance[-1] == pytest.approx(0.025)
   for strange in (4, 1, 99):  # a rejection, a baseline, nothing
     with pytest.raises(ValueError, match=f'confirmed names {strange}, which is no measured candidate'):
