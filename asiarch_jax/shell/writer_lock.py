@@ -38,6 +38,7 @@ class WriterLock:
     self._path = path
     self._descriptor: int | None = None
     self._token = uuid.uuid4().hex
+    self._thread: threading.Thread | None = None
     self._ended = threading.Event()
     self._lost = ''
     self._beats = 0
@@ -71,6 +72,8 @@ class WriterLock:
       self._descriptor = None
       return
     self._ended.set()
+    if self._thread is not None:
+      self._thread.join(LEASE)  # a sign of life that is under way would come after the end
     if not self._lost and _read(self._path).get('token') == self._token:
       self._path.unlink(missing_ok=True)
 
@@ -108,7 +111,8 @@ class WriterLock:
     time.sleep(SETTLE)
     if (other := _read(self._path)).get('token') != self._token:
       raise _in_use(self._path, other)
-    threading.Thread(target=self._beat, daemon=True, name='writer of the archive').start()
+    self._thread = threading.Thread(target=self._beat, daemon=True, name='writer of the archive')
+    self._thread.start()
 
   def _beating(self, before: dict[str, Any]) -> bool:
     """Says whether a holder gives a sign of life within LEASE seconds."""

@@ -112,3 +112,18 @@ def test_of_two_that_take_over_at_once_one_holds(path, monkeypatch):
     thread.join()
   assert len(held) == len(refused) == 1
   held[0].release()
+
+
+def test_a_sign_of_life_that_is_under_way_does_not_outlive_its_holder(path, monkeypatch):
+  lock, began, plain = WriterLock(path), threading.Event(), WriterLock._note
+
+  def slow(self):
+    began.set()
+    time.sleep(0.3)
+    return plain(self)
+
+  monkeypatch.setattr(WriterLock, '_note', slow)
+  assert began.wait(10)
+  lock.release()
+  time.sleep(0.5)
+  assert not path.exists()
