@@ -615,9 +615,9 @@ def _agents(experiment: Experiment) -> None:
     )
 
 
-def is_rung(experiment: Experiment) -> bool:
-  """Says whether this is what `at_rung` made of another experiment."""
-  return RUNG in experiment.name and not experiment.ladder
+def rung_of(experiment: Experiment) -> str:
+  """Returns the name of the rung that `at_rung` made this experiment for; empty for that of a search."""
+  return '' if experiment.ladder or experiment.rungs else experiment.name.partition(RUNG)[2]
 
 
 def at_rung(experiment: Experiment, name: str) -> Experiment:

@@ -172,6 +172,15 @@ def test_a_claim_shows_what_is_planted_and_not_what_is_not(searched, capsys):
   assert [name for name, _ in itertools.groupby(order)] == [names[0], 'delta_net', names[1], 'delta_net']
 
 
+def test_without_a_time_beside_it_nothing_is_matched_by_time(searched, capsys, use):
+  workdir, _ = searched
+  use(effect=better(), fails=lambda job: 'busy' if job.experiment['training']['first_seed'] > 1_500_000 else '')
+  _, out, error = run(capsys, 'claim', 4, f'--workdir={workdir}', '--matched=parameters,seconds', '--json')
+  rows = {row['matched']: row for row in json.loads(out)['claims'][0]['verdicts']}
+  assert rows['parameters']['reason'] == '' and not rows['seconds']['shown'], error
+  assert 'could not be timed beside it' in rows['seconds']['reason'] and 'busy' in rows['seconds']['reason']
+
+
 @pytest.mark.parametrize('slower, steps', [(1.0, 8), (0.5, 16), (1.25, 4), (0.8, 8), (9.0, 4)])
 def test_what_is_matched_by_time_takes_no_longer(slower, steps):
   """In whole calls of four steps, one at least."""

@@ -39,8 +39,7 @@ def claim(values: flags.FlagValues, arguments: list[str]) -> int:
   experiment = archives.read_header(workdir).experiment
   if not arguments:
     return _tell(values, registry.read_claims(workdir))
-  if config.is_rung(experiment):
-    name = experiment.name.rpartition(config.RUNG)[2]
+  if name := config.rung_of(experiment):
     raise UsageError(
       f'{workdir} is the rung {name} of a search, and the claims of a search are registered together, since a second '
       f'reading of the vault is refused; claim in the search: asiarch claim ID --rung={name} --workdir=SEARCH'
@@ -145,22 +144,25 @@ def _tests(trials: Trials, family: claims.Family, outcomes: Sequence[Outcome]) -
       else:
         trained, failure = trials.trained(entries[id], parameters=base.parameters)  # the second time it is there
       if matched == 'seconds' and trained is not None:
-        beside = _timed(trials, entries[family.against], base, id)
-        steps = equal_time_steps(beside, trained, trials.experiment.training)
+        timed, failure = _timed(trials, entries[family.against], base, id)
+        if timed is None:
+          failed = f'the baseline could not be timed beside it: {failure}'
+          verdicts.append(_verdict(entries[id], matched, None, failed, base, base, budgets, steps, trials.experiment))
+          continue
+        beside, steps = timed, equal_time_steps(timed, trained, trials.experiment.training)
         trained, failure = trials.trained(entries[id], parameters=base.parameters, steps=steps)
       verdicts.append(_verdict(entries[id], matched, trained, failure, base, beside, budgets, steps, trials.experiment))
   return verdicts
 
 
-def _timed(trials: Trials, entry: Entry, base: TrainSummary, beside: int) -> TrainSummary:
-  """Returns a short training of the baseline for its seconds, between the trainings of entry `beside`: a machine may
-  have become faster or slower since the baseline was trained. Where it fails, what was timed then."""
+def _timed(trials: Trials, entry: Entry, base: TrainSummary, beside: int) -> tuple[TrainSummary | None, str]:
+  """Returns a short training of the baseline for its seconds, between the trainings of entry `beside`, or why there is
+  none: a machine may have become faster or slower since the baseline was trained."""
   training = trials.experiment.training
   steps = min(training.steps, TIMED_CALLS * training.steps_per_call)
   block = min(trials.replicas, training.seeds * len(training.learning_rates))
   clock = dataclasses.replace(trials, first_seed=trials.first_seed + CLOCK + beside, replicas=block)
-  timed, _ = clock.trained(entry, steps=steps, parameters=base.parameters)
-  return timed if timed is not None and timed.seconds_per_step > 0 else base
+  return clock.trained(entry, steps=steps, parameters=base.parameters)
 
 
 def equal_time_steps(base: TrainSummary, candidate: TrainSummary, training: config.Training) -> int:

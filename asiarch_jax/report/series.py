@@ -158,6 +158,7 @@ def discoveries(
   if strange := set(confirmed or ()) - known:
     raise ValueError(f'confirmed names {min(strange)}, which is no measured candidate of this archive; leave it out')
   proposed = known - set(placebos)
+  claimed = proposed & set(confirmed or ())
   seconds, tokens, dollars, best = [0.0], [0], [0.0], [math.nan]
   shown, estimated, measured = [0], [0], [0]
   for outcome in outcomes:
@@ -167,7 +168,7 @@ def discoveries(
     dollars.append(dollars[-1] + outcome.spend.dollars)
     best.append(float(np.fmax(best[-1], evidence.improvement)) if evidence else best[-1])
     better = evidence is not None and evidence.low > 0
-    shown.append(shown[-1] + (better if confirmed is None else outcome.id in proposed & set(confirmed)))
+    shown.append(shown[-1] + (better if confirmed is None else outcome.id in claimed))
     estimated.append(estimated[-1] + (evidence is not None and evidence.improvement > 0))
     measured.append(measured[-1] + (evidence is not None))
   chance = tuple(count * (1 - level) / 2 for count in measured)
