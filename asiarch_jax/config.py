@@ -108,7 +108,7 @@ class Tasks:
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShot:
-  """What `asiarch evaluate` asks an entry through EleutherAI's harness (extra `[eval]`). Nothing breeds on it."""
+  """What an entry is asked through EleutherAI's harness (extra `[eval]`): by `asiarch evaluate`, or in the search."""
 
   tasks: tuple[str, ...] = (  # names that the harness knows; these are the paper's
     'arc_challenge',
@@ -127,6 +127,8 @@ class ZeroShot:
   )
   limit: int = 500  # first items of each task, as the paper explores; 0 takes all
   max_length: int = 0  # tokens that the model is shown at most, longer text loses its left end; 0: training.length
+  include: str = ''  # folder of task files of your own (YAML), which go before the harness's tasks of the same name
+  in_search: bool = False  # asks every trained entry of a search and of its rungs: accuracies join the task term
 
 
 @dataclasses.dataclass(frozen=True)
@@ -461,10 +463,12 @@ def flat(part: Any, prefix: str = '') -> dict[str, Any]:
 def differences(ours: Experiment, theirs: Experiment) -> dict[str, tuple[Any, Any]]:
   """Returns the settings that make two experiments different ones, by dotted name, as (ours, theirs)."""
   first, second = flat(ours), flat(theirs)
+  bred_on = ours.zero_shot.in_search or theirs.zero_shot.in_search
+  continuable = [free for free in CONTINUABLE if not (free == 'zero_shot' and bred_on)]
   apart = {
     name: (first.get(name), second.get(name))
     for name in first | second
-    if first.get(name) != second.get(name) and not any(f'{name}.'.startswith(f'{free}.') for free in CONTINUABLE)
+    if first.get(name) != second.get(name) and not any(f'{name}.'.startswith(f'{free}.') for free in continuable)
   }
   # Models may change under way, but for the judge's: its marks are calibrated on what it gave the baseline.
   judges = (ours.llm.judge.model or ours.llm.model, theirs.llm.judge.model or theirs.llm.model)
@@ -534,6 +538,13 @@ def validate(experiment: Experiment) -> None:
   weights = sum(getattr(experiment.judge, name) for name in JUDGE_WEIGHTS)
   if abs(weights - 1) > 1e-6:
     raise ValueError(f'the weights of judge sum to {weights:.3f}; make it 1')
+  if experiment.zero_shot.in_search:
+    both = sorted({*experiment.zero_shot.tasks} & {*experiment.tasks.names})
+    if both or not experiment.zero_shot.tasks:
+      raise ValueError(
+        f'zero_shot.in_search = True and zero_shot.tasks = {experiment.zero_shot.tasks}; '
+        + (f'tasks.names has {both[0]!r} too: drop one of them' if both else 'name at least one')
+      )
   _agents(experiment)
   _rungs(experiment)
   if search.parents not in ('pool', 'baseline', 'none'):

@@ -22,7 +22,7 @@ from asiarch_jax.agents import judge
 from asiarch_jax.checks import source
 from asiarch_jax.evidence import blocks, improvement, noise
 from asiarch_jax.evidence.placebo import is_placebo
-from asiarch_jax.ports import Analyst, Journal, Judge, Researcher, Runner
+from asiarch_jax.ports import Analyst, Examiner, Journal, Judge, Researcher, Runner
 from asiarch_jax.records import (
   Attempt,
   Declined,
@@ -42,6 +42,7 @@ from asiarch_jax.records import (
   Spend,
   Timing,
   entries_of,
+  total,
 )
 from asiarch_jax.search import fitness, novelty, sampling, screening
 from asiarch_jax.search.pool import baseline_of
@@ -54,7 +55,10 @@ REPAIRABLE = ('checks', 'error', 'non_finite', 'too_slow', 'suspiciously_low', '
 
 @dataclasses.dataclass(frozen=True)
 class Team:
-  """Who does the work of a cycle: adapters of the ports. `spent` says what language models took for it so far."""
+  """Who does the work of a cycle: adapters of the ports. `spent` says what language models took for it so far.
+
+  Without an `examiner` the task scores are those that the worker measured.
+  """
 
   researcher: Researcher
   judge: Judge
@@ -62,6 +66,7 @@ class Team:
   runner: Runner
   journal: Journal
   spent: Callable[[], Spend] = Spend
+  examiner: Examiner | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +123,8 @@ def run_cycle(
     tried = _floor(here, tried)
 
   outcome = _outcome(here, tried)
+  if isinstance(outcome, Entry):
+    outcome = _examined(here, tried, outcome)
   if isinstance(outcome, Rejection):
     team.journal.write('rejected', cycle=cycle, name=outcome.proposal.name, stage=outcome.stage, reason=outcome.reason)
     return dataclasses.replace(outcome, spend=team.spent())
@@ -230,12 +237,12 @@ def _screened(here: Setting, selection: Selection, rng: np.random.Generator) -> 
       drawn.append(Drawn(gated.proposal, repeated[1]))
       here.team.journal.write('repeated', cycle=here.cycle, name=gated.proposal.name, reason=repeated[1])
       ended = _rejected(here, gated, *repeated)
-      redraws, timing = redraws + 1, _sum(timing, gated.timing)
+      redraws, timing = redraws + 1, total(timing, gated.timing)
     elif gated.result.failure is not None:
       drawn.append(Drawn(gated.proposal, gated.result.failure.reason))
       here.team.journal.write('failed', cycle=here.cycle, name=gated.proposal.name, reason=gated.result.failure.reason)
       ended = gated
-      redraws, timing = redraws + 1, _sum(timing, gated.timing)
+      redraws, timing = redraws + 1, total(timing, gated.timing)
       if rule.samples == 1:
         break
     else:
@@ -245,7 +252,7 @@ def _screened(here: Setting, selection: Selection, rng: np.random.Generator) -> 
     assert ended is not None
     return dataclasses.replace(ended, timing=timing)
   best = passed[0] if len(passed) == 1 else _best(here, passed)
-  return dataclasses.replace(best, timing=_sum(timing, best.timing))
+  return dataclasses.replace(best, timing=total(timing, best.timing))
 
 
 def _repetition(here: Setting, gated: Tried) -> tuple[str, str] | None:
@@ -268,7 +275,7 @@ def _best(here: Setting, passed: Sequence[Tried]) -> Tried:
     apart = judge.source_distances(tried.proposal.source, entries).values()
     cost = tried.result.cost
     rows.append(screening.Screened(probe[0], min(apart, default=1.0), cost.flops_per_token if cost else math.inf))
-    timing = _sum(timing, tried.timing, probe[1])
+    timing = total(timing, tried.timing, probe[1])
   chosen = screening.best(rows)
   here.team.journal.write(
     'sampled',
@@ -374,7 +381,7 @@ def _run(here: Setting, tried: Tried, kind: Literal['check', 'train'], rng: np.r
       result = JobResult(job.key, findings=findings, failure=refused)
     else:
       result = here.team.runner.run(job, here.on_progress)
-    tried = dataclasses.replace(tried, result=result, timing=_sum(tried.timing, result.timing))
+    tried = dataclasses.replace(tried, result=result, timing=total(tried.timing, result.timing))
     failure = result.failure
     left = here.experiment.researcher.repairs - len(tried.earlier)
     if failure is None or failure.kind not in REPAIRABLE or left <= 0:
@@ -412,21 +419,11 @@ def _block(here: Setting, tried: Tried) -> Tried:
   block = dataclasses.replace(here.experiment, training=dataclasses.replace(training, first_seed=first))
   job = dataclasses.replace(job_of(tried.proposal, here.outcomes, here.cycle, block, here.corpus), known={})
   result = here.team.runner.run(job, here.on_progress)
-  timing = _sum(tried.timing, result.timing)
+  timing = total(tried.timing, result.timing)
   if result.failure is not None or result.training is None:
     return dataclasses.replace(tried, result=result, timing=timing)
   summary = blocks.merged(tried.result.training, result.training)
   return dataclasses.replace(tried, result=dataclasses.replace(tried.result, training=summary), timing=timing)
-
-
-def _sum(*timings: Timing) -> Timing:
-  """Returns the time of several jobs of one cycle; it started with the first that ran."""
-  return Timing(
-    wall_seconds=sum(timing.wall_seconds for timing in timings),
-    check_seconds=sum(timing.check_seconds for timing in timings),
-    accelerator_seconds=sum(timing.accelerator_seconds for timing in timings),
-    started=next((timing.started for timing in timings if timing.started), 0.0),
-  )
 
 
 def _complaints(result: JobResult) -> tuple[Finding, ...]:
@@ -476,6 +473,20 @@ def _outcome(here: Setting, tried: Tried) -> Outcome:
     timing=tried.timing,
     earlier=tried.earlier,
   )
+
+
+def _examined(here: Setting, tried: Tried, entry: Entry) -> Outcome:
+  """Returns the entry with the examiner's scores after its own; one that gives no answers is rejected for it.
+
+  A missing score would leave the task term out of its fitness, and so favour whoever fails the hardest.
+  """
+  if here.team.examiner is None:
+    return entry
+  result = here.team.examiner(entry, here.team.runner.arrays(entry.job_key), here.on_progress)
+  tried = dataclasses.replace(tried, timing=total(tried.timing, result.timing))
+  if result.failure is not None:
+    return _rejected(here, tried, result.failure.kind, f'trained, and gave no answers: {result.failure.reason}')
+  return dataclasses.replace(entry, scores=(*entry.scores, *result.scores), timing=tried.timing)
 
 
 def _evidence(entry: Entry, outcomes: Sequence[Outcome], experiment: config.Experiment) -> Evidence | None:

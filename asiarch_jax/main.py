@@ -105,7 +105,8 @@ def _evaluate_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
                        flag_values=values)  # fmt: skip
   flags.DEFINE_integer('max_length', None, 'Tokens that the model is shown at most; default: what it was trained at.',
                        lower_bound=2, flag_values=values)  # fmt: skip
-  flags.DEFINE_string('include', None, 'Folder of task files (YAML) of your own.', flag_values=values)
+  flags.DEFINE_string('include', None, 'Folder of task files (YAML) of your own; default: zero_shot.include.',
+                      flag_values=values)  # fmt: skip
   flags.DEFINE_string('tokenizer', None, 'bytes, or a tokenizers JSON file, where the corpus is gone.',
                       flag_values=values)  # fmt: skip
 

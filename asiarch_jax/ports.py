@@ -63,6 +63,19 @@ class Researcher(Protocol):
     ...
 
 
+class Examiner(Protocol):
+  """Asks a trained entry what its training did not measure."""
+
+  def __call__(
+    self, entry: Entry, parameters: Mapping[str, Any], on_progress: Callable[[Progress], None] | None = None
+  ) -> JobResult:
+    """Returns the scores that join the entry's own, or the failure that left none, and the time that it took.
+
+    `parameters` are those of the entry's best replica, by path.
+    """
+    ...
+
+
 class Judge(Protocol):
   """Marks a measured entry against the archive; None when it cannot (a missing term, never a default)."""
 

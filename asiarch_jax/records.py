@@ -129,6 +129,11 @@ class Job:
   suite: dict[str, Any] = dataclasses.field(default_factory=dict)
   topology: str = ''
 
+  @property
+  def asks(self) -> bool:
+    """Whether `corpus` names parameters and questions, which no other job reads."""
+    return self.kind in ('answer', 'decode')
+
   @functools.cached_property
   def key(self) -> str:
     """Names the job by its content: all that a result depends on (sha256, 24 hex digits)."""
@@ -321,6 +326,16 @@ class Timing:
   check_seconds: float = 0.0
   accelerator_seconds: float = 0.0  # devices x seconds that the worker held them
   started: float = 0.0  # seconds since the epoch
+
+
+def total(*timings: Timing) -> Timing:
+  """Returns the time of several jobs of one cycle; it started with the first that ran."""
+  return Timing(
+    wall_seconds=sum(timing.wall_seconds for timing in timings),
+    check_seconds=sum(timing.check_seconds for timing in timings),
+    accelerator_seconds=sum(timing.accelerator_seconds for timing in timings),
+    started=next((timing.started for timing in timings if timing.started), 0.0),
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,8 @@
 Command:  asiarch search --config=configs/asi_arch.py --workdir=runs/asi_arch --config.corpus.path=FOLDER
           asiarch verify --workdir=runs/asi_arch
           asiarch claim ID --workdir=runs/asi_arch --rung=verification
+Needs:    the extra [eval], and the network at first use for the data of the paper's tasks (docs/ZERO_SHOT.md);
+          --config.zero_shot.in_search=False leaves them out
 Hardware: one accelerator of 80 GB for the search; a pod or a node for the rungs above
 Text:     FineWeb-Edu with GPT-2's tokenizer, a FOLDER made by `asiarch prepare` (docs/DATA.md)
 Time:     not measured
@@ -23,10 +25,11 @@ def get_config():
   What the paper states is kept: 8 x 256 with 8 heads (19.7M parameters, so the head is the embedding) for exploration
   and 24 x 1024 (411.8M, with a head of its own) for verification, 2,000 steps of 256 sequences of 2,048 tokens
   (1.05B), 28,610 of them (15B) at the end, 3e-4 at the peak, AdamW, GPT-2's vocabulary, its fitness, pool and judge,
-  1,773 trials. What it leaves open or does not do is decided here: two seeds a candidate, the noise floor, placebos
-  at one in twenty, parameters matched by the feed-forward, weight decay 0.1 and clipping at 1, the decay of the
-  schedule over the last fifth. `--config.researcher.kind=llm` and `--config.judge.kind=llm` with a model make it the
-  paper's, whose researcher is one; its zero-shot tasks are `asiarch evaluate`.
+  1,773 trials, and its task term: 500 items of each zero-shot task, asked of every trained entry. What it leaves open
+  or does not do is decided here: two seeds a candidate, the noise floor, placebos at one in twenty, parameters matched
+  by the feed-forward, weight decay 0.1 and clipping at 1, the decay of the schedule over the last fifth.
+  `--config.researcher.kind=llm` and `--config.judge.kind=llm` with a model make it the paper's, whose researcher is
+  one.
   """
   experiment = config.Experiment()
   small = config.Model(
@@ -47,7 +50,7 @@ def get_config():
   )
   verification = dataclasses.replace(exploration, warmup=0.1, seeds=1)
   final = dataclasses.replace(verification, steps=28_610, schedule='cosine', warmup=954 / 28_610)
-  tasks = dataclasses.replace(experiment.tasks, names=('recall_slice',), steps=10)
+  tasks = dataclasses.replace(experiment.tasks, names=(), steps=10)
   return config.as_config_dict(
     dataclasses.replace(
       experiment,
@@ -56,6 +59,7 @@ def get_config():
       training=exploration,
       evaluation=EVALUATION,
       tasks=tasks,
+      zero_shot=dataclasses.replace(experiment.zero_shot, in_search=True),
       checks=dataclasses.replace(experiment.checks, lengths=(1, 37, 64, 129, 512), seconds=600.0),
       search=dataclasses.replace(experiment.search, cycles=1_776),
       runner=dataclasses.replace(experiment.runner, wall_seconds=6 * 3600.0, heartbeat_seconds=1200.0, memory_gib=64.0),

@@ -98,6 +98,21 @@ def test_differences_name_what_makes_another_experiment():
   assert config.differences(ours, longer) == {}
 
 
+def test_zero_shot_tasks_may_change_unless_the_search_breeds_on_them():
+  def asking(**settings):
+    return config.from_dict({'zero_shot': settings})
+
+  assert config.differences(asking(limit=5), asking(limit=6, include='mine')) == {}
+  bred = asking(limit=5, in_search=True)
+  assert config.differences(bred, asking(limit=6, in_search=True)) == {'zero_shot.limit': (5, 6)}
+  assert config.differences(bred, asking(limit=5)) == {'zero_shot.in_search': (True, False)}
+  assert config.differences(bred, dataclasses.replace(bred, name='other')) == {}
+  for settings, said in (({'tasks': []}, 'name at least one'), ({'tasks': ['piqa', 'mqar']}, "tasks.names has 'mqar'")):
+    with pytest.raises(ValueError, match=said):
+      config.validate(asking(in_search=True, **settings))
+    config.validate(asking(**settings))
+
+
 def test_every_setting_is_documented():
   rows = config.documentation((ROOT / 'asiarch_jax/config.py').read_text())
   assert [row[0] for row in rows] == list(config.flat(config.Experiment()))

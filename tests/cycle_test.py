@@ -62,6 +62,32 @@ def test_an_anchor_is_waived_its_growth_and_a_candidate_is_not():
   assert [job.waived for job in runner.jobs] == [('growth',), ()]
 
 
+def test_what_the_examiner_asks_joins_the_scores_and_whoever_gives_no_answer_is_rejected():
+  asked = records.TaskScore('piqa', 0.6, 0.02, 500)
+
+  def examiner(failure=None):
+    def ask(entry, parameters, on_progress):
+      assert parameters == {'w': 1} and entry.training is not None
+      scores = () if failure else (asked,)
+      return records.JobResult('', scores=scores, failure=failure, timing=records.Timing(3.0, 0.0, 6.0, 9.0))
+
+    return ask
+
+  def examined(failure=None):
+    runner = fakes.FakeRunner(result_of)
+    runner.arrays = lambda key: {'w': 1} if key == runner.jobs[-1].key else {}
+    return run(samples.baselines(), 3, dataclasses.replace(team(runner), examiner=examiner(failure)))
+
+  alone = run(samples.baselines(), 3, team(fakes.FakeRunner(result_of)))
+  entry = examined()
+  assert entry.scores == (*alone.scores, asked)
+  assert entry.timing.accelerator_seconds == alone.timing.accelerator_seconds + 6.0
+  rejected = examined(records.Failure('time', 'ran for more than 9 s'))
+  assert isinstance(rejected, records.Rejection) and rejected.stage == 'time'
+  assert rejected.reason == 'trained, and gave no answers: ran for more than 9 s'
+  assert rejected.training == entry.training and rejected.timing == entry.timing
+
+
 def test_the_job_is_matched_and_watched_against_the_measured_baseline():
   base = samples.baselines()[0]
   runner = fakes.FakeRunner(result_of)

@@ -139,7 +139,7 @@ def test_every_command_of_the_docs_runs(page, command, request, smoke, reader, t
   if any(mark in command for mark in NOT_RUN):
     pytest.skip(f'{command}: {next(why for mark, why in NOT_RUN.items() if mark in command)}')
   words = shlex.split(command)
-  if words[1] == 'evaluate' and importlib.util.find_spec('lm_eval') is None:
+  if (words[1] == 'evaluate' or 'in_search' in command) and importlib.util.find_spec('lm_eval') is None:
     pytest.skip(f'{command}: the extra [eval] is not installed')
   if words[1] == 'plan' and importlib.util.find_spec('libtpu') is None:
     pytest.skip(f'{command}: the extra [aot] is not installed')

@@ -108,6 +108,7 @@ EXTRAS = {
   'no openai': (with_(MODEL, llm={'provider': 'openai'}), PRESENT, '', 'FAIL', 'needs openai', '[openai]'),
   'no ray': (with_(runner={'kind': 'cluster'}), PRESENT, '', 'FAIL', 'cluster.* needs ray', '[cluster]'),
   'no gcsfs': (with_(corpus={'path': 'gs://bucket/text'}), PRESENT, '', 'FAIL', 'corpus.path .* needs gcsfs', '[gcs]'),
+  'no harness': (with_(zero_shot={'in_search': True}), PRESENT, '', 'FAIL', 'in_search .* needs lm_eval', '[eval]'),
   'old': (MODEL, PRESENT | {'google-genai': '1.0'}, '', 'warn', 'supported are google-genai', 'pip install'),
 }
 

@@ -12,14 +12,17 @@ import jax
 import pytest
 from absl import flags as flagged
 
-from asiarch_jax import commands, config, main
+from asiarch_jax import commands, config, main, records
 from asiarch_jax.arch import contract, lm
 from asiarch_jax.commands import evaluating
 from asiarch_jax.evidence import task_noise
+from asiarch_jax.search import fitness
 from asiarch_jax.shell import archive as archives
-from asiarch_jax.shell import jobfolder, questions, sandbox
+from asiarch_jax.shell import jobfolder, questions, sandbox, zero_shot
+from asiarch_jax.shell import runner as runners
 from tests import samples
 from tests.cli import ROOT
+from tests.planted import planted
 
 MODEL = config.Model(width=8, layers=1, heads=2, mlp_width=8)
 RUNNER = config.Runner(platform='cpu')
@@ -134,18 +137,25 @@ def test_the_real_harness_measures_its_local_tasks(workdir, jail, capsys, monkey
 def test_what_is_asked_is_what_was_set():
   """A flag goes before the setting, the setting before what the model was trained at."""
 
-  def wanted(*flags, **settings):
+  def whole(*flags, **settings):
     values = flagged.FlagValues()
     for define in main.COMMANDS['evaluate'].define:
       define(values, ())
     values(['asiarch', '--workdir=w', *flags])
-    chosen = evaluating.wanted(values, dataclasses.replace(EXPERIMENT, zero_shot=config.ZeroShot(**settings)))
+    return evaluating.wanted(values, dataclasses.replace(EXPERIMENT, zero_shot=config.ZeroShot(**settings)))
+
+  def wanted(*flags, **settings):
+    chosen = whole(*flags, **settings)
     return chosen.tasks, chosen.limit, chosen.max_length
+
+  def included(*flags, **settings):
+    return whole(*flags, **settings).include
 
   assert wanted() == (config.ZeroShot().tasks, 500, 48) and len(config.ZeroShot().tasks) == 13
   assert wanted(tasks=('piqa',), limit=7, max_length=96) == (('piqa',), 7, 96)
   flags = ('--tasks=boolq,swde', '--limit=0', '--max_length=64')
   assert wanted(*flags, tasks=('piqa',), limit=7, max_length=96) == (('boolq', 'swde'), 0, 64)
+  assert included() == '' and included(include='mine') == 'mine' and included('--include=x', include='mine') == 'x'
   with pytest.raises(commands.UsageError, match='no task is named'):
     wanted(tasks=())
 
@@ -194,3 +204,76 @@ def test_a_model_that_is_not_the_archives_says_so(workdir, stand_in, jail, capsy
     archive.append(samples.entry(9, mlp_width=8), arrays)
   assert evaluate('9', f'--workdir={workdir}', '--tasks=one') == 2
   assert 'has shape (12, 8) in the archive and (8, 8)' in capsys.readouterr().err
+
+
+ASKED = ('--config=configs/smoke.py', '--config.zero_shot.in_search=True', "--config.zero_shot.tasks=('one','two')",
+         '--config.zero_shot.limit=6')  # fmt: skip
+
+
+def entries(workdir):
+  with archives.OrbaxArchive.open_read_only(workdir) as archive:
+    return {entry.id: entry for entry in records.entries_of(archive.outcomes())}
+
+
+@pytest.fixture
+def searched(stand_in, monkeypatch, tmp_path, capsys):
+  """A search that asked its entries; its trainings and answers are planted."""
+  monkeypatch.setattr(runners, 'LocalRunner', planted())
+  assert main.main(['search', *ASKED, f'--workdir={tmp_path / "run"}', '--cycles=6']) == 0, capsys.readouterr().err
+  return tmp_path / 'run'
+
+
+def test_a_search_asks_every_trained_entry_and_breeds_on_the_answers(searched, capsys):
+  found = entries(searched)
+  base = found[0]
+  assert len(found) == 6 and len({entry.scores for entry in found.values()}) > 1
+  for entry in found.values():
+    assert [score.task for score in entry.scores] == ['recall_slice', 'one', 'two']
+    assert [score.n for score in entry.scores[1:]] == [6, 6] and entry.scores[1].stderr > 0
+    means = [sum(score.value for score in one.scores) / 3 for one in (entry, base)]
+    assert entry.fitness.tasks == pytest.approx(fitness.tasks_term(*means, config.FitnessRule()))
+    (kept,) = zero_shot.of(searched, entry.id)  # all that was measured, for the report
+    assert kept.limit == 6 and [score.value for score in kept.scores] == [s.value for s in entry.scores[1:]]
+  assert found[5].timing.accelerator_seconds == 3.0  # training and answers
+  page = (searched / 'report' / 'index.html').read_text()
+  assert 'Zero-shot, the first 6 items of each task' in page
+  assert main.main(['search', *ASKED[:-1], '--config.zero_shot.limit=7', f'--workdir={searched}']) == 2
+  assert 'zero_shot.limit' in capsys.readouterr().err
+
+
+def test_rungs_and_imports_of_such_a_search_are_asked_too(searched, capsys, tmp_path):
+  assert main.main(['verify', f'--workdir={searched}']) == 0, capsys.readouterr().err
+  climbed = entries(searched / 'rungs' / 'small')
+  assert climbed and all([s.task for s in entry.scores][-2:] == ['one', 'two'] for entry in climbed.values())
+  assert 'Zero-shot' in (searched / 'rungs' / 'small' / 'report' / 'index.html').read_text()
+  mixer = tmp_path / 'gated_mean.py'
+  mixer.write_text(samples.SOURCE)
+  assert main.main(['import', str(mixer), f'--workdir={searched}']) == 0, capsys.readouterr().err
+  newest = entries(searched)[max(entries(searched))]
+  assert newest.proposal.name == 'gated_mean' and [s.task for s in newest.scores][-2:] == ['one', 'two']
+
+
+def test_an_entry_that_gives_no_answers_is_rejected(stand_in, monkeypatch, tmp_path, capsys):
+  """Left out of the task term it would be favoured; the baseline that fails ends the search."""
+
+  def fails(job):
+    return 'ValueError: an answer is not finite' if job.kind == 'answer' and job.name != 'delta_net' else ''
+
+  monkeypatch.setattr(runners, 'LocalRunner', planted(fails=fails))
+  flags = (*ASKED, '--config.researcher.repairs=0', f'--workdir={tmp_path}', '--cycles=4')
+  assert main.main(['search', *flags]) == 0, capsys.readouterr().err
+  with archives.OrbaxArchive.open_read_only(tmp_path) as archive:
+    rejected = [one for one in archive.outcomes() if isinstance(one, records.Rejection)]
+  assert set(entries(tmp_path)) == {0} and len(rejected) == 3
+  assert {one.stage for one in rejected} == {'error'}
+  assert all('gave no answers: ValueError: an answer is not finite' in one.reason for one in rejected)
+  assert all(one.training is not None for one in rejected)
+
+
+def test_a_search_that_cannot_ask_does_not_begin(monkeypatch, tmp_path, capsys):
+  if importlib.util.find_spec('lm_eval') is not None:
+    pytest.skip('the harness is installed')
+  kind = planted()
+  monkeypatch.setattr(runners, 'LocalRunner', kind)
+  assert main.main(['search', *ASKED, f'--workdir={tmp_path}', '--cycles=4']) == 2
+  assert "pip install 'asiarch-jax[eval]'" in capsys.readouterr().err and not kind.jobs

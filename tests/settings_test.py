@@ -195,6 +195,8 @@ ELSEWHERE = {  # the test that shows what a setting does
   'zero_shot.tasks': 'tests/evaluating_test.py::test_what_is_asked_is_what_was_set',
   'zero_shot.limit': 'tests/evaluating_test.py::test_what_is_asked_is_what_was_set',
   'zero_shot.max_length': 'tests/evaluating_test.py::test_what_is_asked_is_what_was_set',
+  'zero_shot.include': 'tests/evaluating_test.py::test_what_is_asked_is_what_was_set',
+  'zero_shot.in_search': 'tests/evaluating_test.py::test_a_search_asks_every_trained_entry_and_breeds_on_the_answers',
   'name': 'tests/report/page_test.py::test_the_page_is_titled_by_the_name_of_the_experiment',
   'corpus.path': 'tests/shell/archive_test.py::test_a_changed_corpus_is_refused_naming_both_hashes',
   'search.cycles': 'tests/commands_test.py::test_a_search_with_more_cycles_continues',

@@ -29,14 +29,15 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 KERNELS = 'tests/pallas_kernels'
 PEERS = f'--noconftest {KERNELS}/peers_test.py'  # these environments hold the kernels and no more of the package
-HARNESS = 'tests/shell/harness_test.py tests/evaluating_test.py'
+HARNESS = 'tests/shell/harness_test.py tests/evaluating_test.py tests/docs_test.py'
+ASKING = 'harness_test or evaluating_test or evaluate or in_search'  # of the docs, the commands that need it
 
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
   """A Python, what pip installs into it, what it installs there without dependencies, and the tests meant for it.
 
-  `marked` is pytest's expression for which of them run.
+  `marked` and `named` are pytest's expressions for which of them run.
   """
 
   python: str
@@ -44,6 +45,7 @@ class Environment:
   alone: tuple[str, ...] = ()
   tests: str = KERNELS
   marked: str = 'not sweep'
+  named: str = ''
 
 
 TEST_TOOLS = ('numpy', 'pytest', 'pytest-timeout', 'pytest-xdist')
@@ -66,7 +68,7 @@ ENVIRONMENTS = {
     )
     for python, jax in (('3.11', '0.10.2'), ('3.12', '0.11.2'), ('3.13', '0.12.0.1'))
   },
-  'harness': Environment('3.11', ('jax==0.10.2', '-e', '.[test,eval]'), (), HARNESS, 'not sweep'),
+  'harness': Environment('3.11', ('jax==0.10.2', '-e', '.[test,eval]'), (), HARNESS, 'not sweep', ASKING),
   'plan': Environment('3.11', ('jax[tpu]==0.10.2', '-e', '.[test]'), (), 'tests/plan_test.py'),
   'cluster': Environment(
     '3.11', ('jax==0.10.2', '-e', '.[test,cluster]'), (), 'tests/shell/cluster_test.py tests/cluster_search_test.py'
@@ -137,9 +139,12 @@ def main():
   for name in names:
     python = built(name, options.fresh)
     environment = ENVIRONMENTS[name]
-    tests, marked = ('tests', 'not sweep') if options.all else (environment.tests, environment.marked)
+    tests, marked, named = environment.tests, environment.marked, environment.named
+    if options.all:
+      tests, marked, named = 'tests', 'not sweep', ''
     print(f'{name}: Python {environment.python}, {tests}', flush=True)
-    command = [python, '-m', 'pytest', '-n', 'auto', '--dist=loadfile', '-m', marked, '-rs', *tests.split()]
+    chosen = ['-m', marked, '-k', named, *tests.split()]
+    command = [python, '-m', 'pytest', '-n', 'auto', '--dist=loadfile', '-rs', *chosen]
     # Tests that start programs of the environment find them on PATH.
     path = f'{python.parent}{os.pathsep}{os.environ["PATH"]}'
     finished = subprocess.run([*command, *sys.argv[end + 1 :]], cwd=ROOT, env={**os.environ, 'PATH': path}, check=False)

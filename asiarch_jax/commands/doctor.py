@@ -42,6 +42,7 @@ OPTIONAL = {  # distribution -> the extra that brings it
   'pyarrow': 'data',
   'gcsfs': 'gcs',
   'ray': 'cluster',
+  'lm_eval': 'eval',
 }
 ROOMY_BYTES, LEAST_BYTES = 5 << 30, 200 << 20  # free on the disk of a workdir
 PROVIDER_SECONDS = 30.0  # that a person waits for one answer of a language model
@@ -578,6 +579,8 @@ def _needed(experiment: config.Experiment, workdir: str) -> dict[str, str]:
       needed['gcsfs'] = f'{name} = {path!r}'
   if experiment.runner.kind == 'cluster':
     needed['ray'] = "runner.kind = 'cluster'"
+  if experiment.zero_shot.in_search:
+    needed['lm_eval'] = 'zero_shot.in_search = True'
   return needed
 
 

@@ -10,7 +10,7 @@ from absl import flags
 
 from asiarch_jax import commands, cycle
 from asiarch_jax.agents import given
-from asiarch_jax.commands import UsageError
+from asiarch_jax.commands import UsageError, examining
 from asiarch_jax.commands.staff import staff_of, team_of
 from asiarch_jax.evidence.placebo import is_placebo
 from asiarch_jax.records import Entry, Outcome, entries_of, to_json
@@ -50,7 +50,11 @@ def bring(values: flags.FlagValues, arguments: list[str]) -> int:
       display.start_cycle(number, 0, None)
       show = display.progress_of(number)
       journal = journals.JsonLines(workdir / 'journal.jsonl')
-      team = dataclasses.replace(team_of(number, staff, local, journal, show), researcher=given.Given(proposal))
+      team = dataclasses.replace(
+        team_of(number, staff, local, journal, show),
+        researcher=given.Given(proposal),
+        examiner=examining.examiner(experiment, workdir, corpus.card.content_hash, local.reading, display.line),
+      )
       try:
         outcome = cycle.run_cycle(outcomes, number, experiment, team, corpus=corpus.card.content_hash, on_progress=show)
       except KeyboardInterrupt:

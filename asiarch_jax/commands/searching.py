@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -16,9 +17,8 @@ from typing import Any
 from absl import flags
 
 from asiarch_jax import commands, config, cycle
-from asiarch_jax.commands import UsageError, registry
+from asiarch_jax.commands import UsageError, examining, registry
 from asiarch_jax.commands.staff import Staff, staff_of, team_of
-from asiarch_jax.ports import Runner
 from asiarch_jax.records import Entry, Job, JobResult, Outcome, Progress, Rejection
 from asiarch_jax.report import text
 from asiarch_jax.search import budget
@@ -38,12 +38,12 @@ class Slots:
   What is left of a search is the controller's own, and what is left of the places is idle hardware.
   """
 
-  def __init__(self, runner: Runner, places: int):
+  def __init__(self, runner: runners.LocalRunner, places: int):
     self._runner = runner
     self._places = threading.BoundedSemaphore(places)
     self._lock = threading.Lock()
     self.places = places
-    self.seconds = 0.0
+    self._spans: list[float] = []
 
   def run(self, job: Job, on_progress: Callable[[Progress], None] | None = None) -> JobResult:
     with self._places:
@@ -52,7 +52,18 @@ class Slots:
         return self._runner.run(job, on_progress)
       finally:
         with self._lock:
-          self.seconds += time.monotonic() - began
+          self._spans.append(time.monotonic() - began)
+
+  @property
+  def seconds(self) -> float:
+    with self._lock:
+      return sum(self._spans)
+
+  def reading(self, corpus_path: str | os.PathLike[str]) -> Slots:
+    """Returns the same places for jobs that read another folder."""
+    other = copy.copy(self)
+    other._runner = self._runner.reading(corpus_path)
+    return other
 
   def drain(self, seconds: float) -> None:
     """Waits until no job runs, at most so long for each place: a worker outlives no search."""
@@ -233,12 +244,18 @@ def conducted(
     KeyboardInterrupt: after the workers were ended.
     UsageError: the baseline was rejected, or a language model cannot be reached.
   """
+  slots = Slots(local, experiment.runner.workers)
   with (
     archives.OrbaxArchive.open(workdir, experiment, corpus) as archive,
-    staff_of(experiment, workdir, display.line, os.environ) as staff,
+    staff_of(
+      experiment,
+      workdir,
+      display.line,
+      os.environ,
+      examining.examiner(experiment, workdir, corpus, slots.reading, display.line),
+    ) as staff,
   ):
     journal = journals.JsonLines(workdir / 'journal.jsonl')
-    slots = Slots(local, experiment.runner.workers)
     run = Search(experiment, staff, slots, journal, archive, display, corpus, began, list(archive.outcomes()))
     before = len(run.outcomes)
     if before:

@@ -17,7 +17,7 @@ from asiarch_jax.commands import UsageError, baseline_proposal
 from asiarch_jax.commands.cognition import base_of
 from asiarch_jax.dialogue import Price, price_of, prices, settings_of
 from asiarch_jax.evidence.placebo import is_placebo
-from asiarch_jax.ports import Analyst, ChatModel, Journal, Judge, Neighbours, Researcher, Runner
+from asiarch_jax.ports import Analyst, ChatModel, Examiner, Journal, Judge, Neighbours, Researcher, Runner
 from asiarch_jax.records import Progress
 from asiarch_jax.shell import library, llm
 from asiarch_jax.shell.embeddings import EmbeddedNeighbours
@@ -39,6 +39,7 @@ class Staff:
   model: Patient | None
   neighbours: Neighbours
   kept: dict[int, str] | None  # summaries by entry, where they are cached
+  examiner: Examiner | None = None
 
 
 @contextlib.contextmanager
@@ -47,6 +48,7 @@ def staff_of(
   workdir: str | os.PathLike[str],
   say: Callable[[str], None],
   environment: Mapping[str, str] = os.environ,
+  examiner: Examiner | None = None,
 ) -> Iterator[Staff]:
   """Gives the staff of a run and closes its model afterwards. `say` takes lines for the user.
 
@@ -74,6 +76,7 @@ def staff_of(
       model,
       _neighbours(experiment, provider, model, workdir) if model else nearest_texts,
       {} if experiment.researcher.summaries == 'cached' else None,
+      examiner,
     )
   finally:
     if model is not None:
@@ -114,6 +117,7 @@ def team_of(
     analyst=reading.Reading(own_analyst, staff.base, experiment.analyst.insights, baseline),
     runner=runner,
     journal=journal,
+    examiner=staff.examiner,
     **({'spent': metered.spent} if metered is not None else {}),
   )
 

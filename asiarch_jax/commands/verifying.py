@@ -23,7 +23,7 @@ from absl import flags
 
 from asiarch_jax import commands, config, cycle
 from asiarch_jax.agents import given
-from asiarch_jax.commands import UsageError
+from asiarch_jax.commands import UsageError, examining
 from asiarch_jax.commands.searching import Slots, end_workers
 from asiarch_jax.commands.staff import Staff, staff_of, team_of
 from asiarch_jax.evidence import ladder, posterior
@@ -31,7 +31,7 @@ from asiarch_jax.records import Entry, Outcome, Rejection, entries_of, to_json
 from asiarch_jax.report import rungs as told
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import journal as journals
-from asiarch_jax.shell import places
+from asiarch_jax.shell import places, zero_shot
 from asiarch_jax.shell import runner as runners
 from asiarch_jax.shell.display import Display
 
@@ -150,7 +150,12 @@ def verify(values: flags.FlagValues, _: list[str]) -> int:
       slots = Slots(local, here.runner.workers)
       with (
         archives.OrbaxArchive.open(stage_dir, here, content) as rung_archive,
-        staff_of(here, stage_dir, display.line) as staff,
+        staff_of(
+          here,
+          stage_dir,
+          display.line,
+          examiner=examining.examiner(here, stage_dir, content, slots.reading, display.line),
+        ) as staff,
       ):
         stage = Stage(
           here,
@@ -179,7 +184,9 @@ def verify(values: flags.FlagValues, _: list[str]) -> int:
           raise
         pages.append(page)
         below = stage.outcomes
-      commands.write_report(stage.outcomes, stage_dir / 'report', here, stage.journal.events())
+      commands.write_report(
+        stage.outcomes, stage_dir / 'report', here, stage.journal.events(), zero_shot.every(stage_dir)
+      )
   if values.json:
     print(json.dumps({'rungs': [to_json(page) for page in pages]}))
   else:

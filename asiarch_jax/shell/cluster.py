@@ -8,6 +8,7 @@ another. Nodes need this package and a jail; a corpus that is not too large is b
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import io
@@ -134,6 +135,12 @@ class ClusterRunner:
             on_progress(Progress('lost', note=f'{lost}; run again elsewhere ({attempt + 1})'))
     raise AssertionError('unreachable')
 
+  def reading(self, corpus_path: str | os.PathLike[str]) -> ClusterRunner:
+    """Returns this runner for jobs that read another folder: it shares nodes, results and `stop`."""
+    other = copy.copy(self)
+    other._corpus = self._shipped(corpus_path)
+    return other
+
   def stop(self) -> None:
     """Ends all jobs and lets none begin; their `run` raises RunnerStoppedError."""
     self._stopped.set()
@@ -202,8 +209,9 @@ def work(
   """
   events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
   with tempfile.TemporaryDirectory(prefix='asiarch-', ignore_cleanup_errors=True) as folder:
-    runner = runners.LocalRunner(folder, settings, corpus_here(corpus), worker_module=module)
     asked: Job = from_json(Job, job)
+    where = pathlib.Path(folder) / 'asked' if asked.asks else kept_corpora()
+    runner = runners.LocalRunner(folder, settings, corpus_here(corpus, where), worker_module=module)
 
     def run() -> None:
       try:
@@ -231,8 +239,13 @@ def work(
         return
 
 
-def corpus_here(corpus: Mapping[str, Any] | None) -> pathlib.Path | None:
-  """Returns the corpus's folder on this node; what was brought is unpacked once and kept by its content.
+def kept_corpora() -> pathlib.Path:
+  """Returns the folder in which this node keeps corpora that were brought to it."""
+  return pathlib.Path(tempfile.gettempdir()) / f'asiarch-corpora-{os.getuid()}'
+
+
+def corpus_here(corpus: Mapping[str, Any] | None, where: pathlib.Path) -> pathlib.Path | None:
+  """Returns the corpus's folder on this node; what was brought is unpacked into `where`, once for its content.
 
   Raises:
     FileNotFoundError: it has to be here under its own path and is not.
@@ -249,7 +262,7 @@ def corpus_here(corpus: Mapping[str, Any] | None) -> pathlib.Path | None:
     return folder
   import ray
 
-  place = pathlib.Path(tempfile.gettempdir()) / f'asiarch-corpora-{os.getuid()}' / corpus['hash']
+  place = where / corpus['hash']
   if not place.exists():
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     content = ray.get(corpus['content'])

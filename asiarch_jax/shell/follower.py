@@ -136,8 +136,10 @@ class Follower:
       return None
     here = places.fetched_folder(self._cache, content)
     found = here if here.exists() else self._find(content)
-    if found is not None:
-      return found
+    return self.fetch(content, here) if found is None else found
+
+  def fetch(self, content: str, here: pathlib.Path) -> pathlib.Path:
+    """Returns `here` with the leader's folder of that content in it. Raises as `corpus` does."""
     here.parent.mkdir(parents=True, exist_ok=True)
     part = pathlib.Path(tempfile.mkdtemp(dir=here.parent, prefix='.part-'))
     try:
@@ -180,27 +182,33 @@ class _Work:
   def _run(self) -> None:
     told: dict[str, Any] = {}
     try:
-      corpus = self._follower.corpus(self._job.corpus)
-      self._link.send('ready', attempt=self.attempt)
-      self._begun.wait()
-      if not self._stopped.is_set():
-        told = self._worked(corpus)
+      with tempfile.TemporaryDirectory(prefix='asiarch-', ignore_cleanup_errors=True) as folder:
+        os.chmod(folder, 0o711)  # a worker of another user finds its job in it
+        told = self._prepared(pathlib.Path(folder))
     except runner.RunnerStoppedError:
       pass
     except Exception as error:
       told = {'broken': f'{type(error).__name__}: {error}'}
     self._link.send('ended', attempt=self.attempt, **told)
 
-  def _worked(self, corpus: pathlib.Path | None) -> dict[str, Any]:
+  def _prepared(self, folder: pathlib.Path) -> dict[str, Any]:
+    """Has what the job reads, then runs it when the leader says so; returns how it ended."""
+    if self._job.asks:  # of use to this job alone
+      corpus: pathlib.Path | None = self._follower.fetch(self._job.corpus, folder / 'asked')
+    else:
+      corpus = self._follower.corpus(self._job.corpus)
+    self._link.send('ready', attempt=self.attempt)
+    self._begun.wait()
+    return {} if self._stopped.is_set() else self._worked(folder, corpus)
+
+  def _worked(self, folder: pathlib.Path, corpus: pathlib.Path | None) -> dict[str, Any]:
     """Runs the worker; returns how it ended."""
     coordinator, processes, process, own, peers, forbidden = links.fields(
       self._begin, coordinator=str, processes=int, process=int, own=str, peers=list, forbidden=list
     )
     self._follower._say(f'worker {process} of {processes} for {self._job.name}')
-    with tempfile.TemporaryDirectory(prefix='asiarch-', ignore_cleanup_errors=True) as folder:
-      os.chmod(folder, 0o711)  # a worker of another user finds its job in it
-      here = _PartRunner(folder, self._follower._settings, corpus, worker_module=self._follower._module)
-      here.part = spmd.part_of(coordinator, processes, process, own, tuple(peers), tuple(forbidden), self._stopped)
-      result = here.run(self._job)
-      kept = (pathlib.Path(folder) / 'jobs' / self._job.key / 'done.json').exists()
+    here = _PartRunner(folder, self._follower._settings, corpus, worker_module=self._follower._module)
+    here.part = spmd.part_of(coordinator, processes, process, own, tuple(peers), tuple(forbidden), self._stopped)
+    result = here.run(self._job)
+    kept = (folder / 'jobs' / self._job.key / 'done.json').exists()
     return {'failure': to_json(result.failure) if result.failure else None, 'outside': not kept}

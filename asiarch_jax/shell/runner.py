@@ -12,6 +12,7 @@ A job that has done.json is not run again. Everything a worker leaves is read as
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import fcntl
 import json
@@ -140,6 +141,12 @@ class LocalRunner:
         return self._run_new(job, folder, on_progress, pinned)
       finally:
         self._groups.put(pinned)
+
+  def reading(self, corpus_path: str | os.PathLike[str]) -> LocalRunner:
+    """Returns this runner for jobs that read another folder: it shares devices, results and `stop`."""
+    other = copy.copy(self)
+    other._corpus = pathlib.Path(corpus_path).resolve()
+    return other
 
   def stop(self) -> None:
     """Ends the workers of all threads and lets none begin; their `run` raises RunnerStoppedError."""

@@ -85,6 +85,17 @@ def test_a_corpus_is_brought_along_or_asked_for(nodes, tmp_path, monkeypatch):
     here.run(Job('m', ask + '# again', {}, corpus='x'))
 
 
+def test_what_one_job_is_asked_is_not_kept_on_the_node(nodes, tmp_path):
+  for name in ('corpus', 'asked'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'text').write_text(name)
+  here = cluster_runner(tmp_path / 'run', tmp_path / 'corpus')
+  ask = f'raise ValueError(open(CORPUS + "/text").read(), CORPUS)\n{BODY}'
+  asking = here.reading(tmp_path / 'asked').run(Job('m', ask, {}, kind='answer', corpus='y')).failure.reason
+  assert "'asked'" in asking and 'asiarch-corpora' not in asking
+  assert "'corpus'" in here.run(Job('m', ask, {}, corpus='x')).failure.reason
+
+
 def test_a_lost_node_costs_its_job_only_and_the_job_is_run_elsewhere(nodes, tmp_path):
   third = nodes.add_node(num_cpus=1, resources={'third': 1})
   slow = f'import time\nprint("begun", flush=True)\ntime.sleep(6)\n{BODY}'

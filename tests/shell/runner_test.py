@@ -71,6 +71,21 @@ def until(condition, seconds=20.0):
   return value
 
 
+def test_a_runner_for_another_folder_shares_results_and_devices_and_is_stopped_with_the_first(tmp_path, jail):
+  for name in ('one', 'two'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'text').write_text(name)
+  first = local(tmp_path, jail, corpus=tmp_path / 'one')
+  second = first.reading(tmp_path / 'two')
+  ask = 'raise ValueError(open(CORPUS + "/text").read())'
+  reasons = [one.run(Job('m', ask, {}, corpus=name)).failure.reason for one, name in ((second, 'b'), (first, 'a'))]
+  assert 'two' in reasons[0] and 'one' in reasons[1]
+  assert second.run(Job('m', ask, {}, corpus='a')) == first.run(Job('m', ask, {}, corpus='a'))  # done before
+  first.stop()
+  with pytest.raises(runner.RunnerStoppedError):
+    second.run(Job('m', ask, {}, corpus='c'))
+
+
 def test_a_job_runs_once(tmp_path, jail):
   counting = local(tmp_path, jail)
   first = counting.run(Job('m', BODY, {}))

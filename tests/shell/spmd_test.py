@@ -311,6 +311,23 @@ def test_a_corpus_is_brought_to_the_followers(slices, tmp_path):
   assert here.runner.arrays(result.key)['met'].tolist() == [42, 43]
 
 
+def test_followers_keep_a_corpus_and_not_what_one_job_is_asked(slices, tmp_path, monkeypatch):
+  own = tmp_path / 'own'  # where a follower keeps files of its own
+  own.mkdir()
+  for name, value in (('corpus', '42'), ('asked', '7')):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'text').write_text(value)
+  here = slices(tmp_path / 'run', 2, corpus=tmp_path / 'corpus')
+  monkeypatch.setenv('TMPDIR', str(own))
+  here.follow(1)
+  source = 'MET = meet(int(open(CORPUS + "/text").read()) + PROCESS)'
+  asking = here.runner.reading(tmp_path / 'asked').run(Job('m', source, {}, kind='answer', corpus='beef'))
+  trained = here.run(source, corpus='c0ffee')
+  met = [here.runner.arrays(one.key)['met'].tolist() for one in (asking, trained)]
+  assert met == [[7, 8], [42, 43]]
+  until(lambda: [path.read_text() for path in own.rglob('text')] == ['42'])
+
+
 def test_a_worker_that_cannot_begin_is_a_fault_of_the_host(slices, tmp_path):
   here = slices(tmp_path, 2)
   here.settings['devices'] = 4
