@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -515,9 +516,9 @@ def run() -> None:
   """The entry point of the `asiarch` script. The controller computes nothing: accelerators belong to the workers."""
 
   def on_processor() -> None:
-    import jax
-
-    jax.config.update('jax_platforms', 'cpu')
+    os.environ['JAX_PLATFORMS'] = 'cpu'  # read when JAX is imported, which not every command does
+    if 'jax' in sys.modules:  # a config file did
+      sys.modules['jax'].config.update('jax_platforms', 'cpu')
 
   sys.exit(main(sys.argv[1:], on_processor))
 

@@ -40,6 +40,14 @@ def test_help_imports_nothing_of_a_command():
   assert not {'jax', 'scipy', 'matplotlib', 'asiarch_jax.commands'} & set(done.stdout.splitlines()[-1].split())
 
 
+def test_what_only_reads_imports_nothing_that_draws_or_takes_long(smoke):
+  code = f'import sys; from asiarch_jax import main; main.main(["top", "--workdir={smoke[0]}"])'
+  done = subprocess.run(
+    [sys.executable, '-c', f'{code}; print(*sys.modules)'], capture_output=True, text=True, check=True
+  )
+  assert not {'matplotlib', 'scipy.stats', 'flax'} & set(done.stdout.splitlines()[-1].split())
+
+
 @pytest.mark.parametrize('command', PATHS)
 def test_help_says_what_a_command_does_and_names_its_flags(command, capsys):
   assert main.main([command, '--help']) == 0

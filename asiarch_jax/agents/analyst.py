@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from asiarch_jax.agents import genome
-from asiarch_jax.evidence import noise
+from asiarch_jax.evidence import distributions, noise
 from asiarch_jax.evidence.effects import Effect, effect_of, effects, genome_of
 from asiarch_jax.evidence.improvement import improvement, of_differences
 from asiarch_jax.evidence.pairing import pairs
@@ -215,8 +214,10 @@ def _accuracy_difference(ours: Any, theirs: Any, level: float) -> Evidence:
   difference, error = ours.value - theirs.value, math.hypot(ours.stderr, theirs.stderr)
   if error == 0.0:  # all right or all wrong on both sides: the formula knows no error, so nothing is claimed
     return Evidence(difference, -math.inf, math.inf, 0.5, 1) if difference else Evidence(0.0, 0.0, 0.0, 0.5, 1)
-  margin = float(stats.norm.ppf((1 + level) / 2)) * error
-  return Evidence(difference, difference - margin, difference + margin, float(stats.norm.cdf(difference / error)), 1)
+  margin = distributions.normal_quantile((1 + level) / 2) * error
+  return Evidence(
+    difference, difference - margin, difference + margin, distributions.normal_below(difference / error), 1
+  )
 
 
 def _results(entry: Entry, relatives: Relatives, results: Comparisons) -> list[str]:

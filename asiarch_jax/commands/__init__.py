@@ -27,7 +27,7 @@ from asiarch_jax.checks import source
 from asiarch_jax.commands import registry
 from asiarch_jax.evidence import effects
 from asiarch_jax.records import Entry, Job, JobResult, Limits, Outcome, Proposal, ZeroShot, to_json
-from asiarch_jax.report import page, text
+from asiarch_jax.report import text
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import corpus as corpora
 from asiarch_jax.shell import exchanges, places, sandbox, zero_shot
@@ -333,6 +333,8 @@ def write_report(
 
   `confirmed` are the entries that a claim has shown, None where nothing was claimed.
   """
+  from asiarch_jax.report import page  # draws, and what draws takes a second to import
+
   designs = {name: design.to_json() for name, design in genome.GENOMES.items()}
   rows = effects.effects(outcomes, genomes=designs)
   with contextlib.ExitStack() as stack:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+
+from asiarch_jax.evidence import distributions
 
 MATCHED = ('parameters', 'flops', 'seconds')
 Matched = Literal['parameters', 'flops', 'seconds']
@@ -110,8 +111,8 @@ def paired_test(differences: Sequence[float], *, level: float = 0.95) -> tuple[f
   if deviation <= 1e-12 * max(1.0, abs(mean)):
     return mean, mean, mean, 1.0
   error = deviation / math.sqrt(len(sample_N))
-  margin = float(stats.t.ppf((1 + level) / 2, len(sample_N) - 1)) * error
-  return mean, mean - margin, mean + margin, float(2 * stats.t.sf(abs(mean) / error, len(sample_N) - 1))
+  margin = distributions.t_quantile((1 + level) / 2, len(sample_N) - 1) * error
+  return mean, mean - margin, mean + margin, 2 * distributions.t_below(-abs(mean) / error, len(sample_N) - 1)
 
 
 def judged(verdicts: Sequence[Verdict], family: Family) -> tuple[Verdict, ...]:
@@ -142,8 +143,8 @@ def power(effect: float, sd: float, pairs: int, error: float) -> float:
   """
   if pairs < 2 or sd <= 0:
     raise ValueError(f'pairs = {pairs}, sd = {sd}; give at least two pairs and a positive deviation')
-  critical = stats.t.ppf(1 - error / 2, pairs - 1)
-  return float(stats.nct.sf(critical, pairs - 1, effect / sd * math.sqrt(pairs)))
+  critical = distributions.t_quantile(1 - error / 2, pairs - 1)
+  return distributions.noncentral_t_above(critical, pairs - 1, effect / sd * math.sqrt(pairs))
 
 
 def pairs_needed(effect: float, sd: float, error: float, *, wanted: float = 0.8, most: int = 100_000) -> int:

@@ -36,7 +36,8 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
+
+from asiarch_jax.evidence import distributions
 
 FEWEST = 4  # events below which AICc is not defined for two parameters and no shape is told from another
 BINS = 120  # intervals that are fitted at most: neighbours are merged, so that time does not grow with the archive
@@ -286,7 +287,10 @@ def _too_little(process: Process) -> str:
 def _rate_alone(process: Process, level: float) -> Fit:
   """Returns the constant rate with the exact interval of a Poisson count."""
   events, spent, tail = process.events, process.spent, (1 - level) / 2
-  low, high = stats.chi2.ppf(tail, 2 * events) / 2 if events else 0.0, stats.chi2.ppf(1 - tail, 2 * events + 2) / 2
+  low, high = (
+    distributions.chi_square_quantile(tail, 2 * events) / 2 if events else 0.0,
+    distributions.chi_square_quantile(1 - tail, 2 * events + 2) / 2,
+  )
   share_N = np.array(process.ends) / spent
   expected, lows, highs = (tuple(map(float, count * share_N)) for count in (events, low, high))
   rate = Parameter('rate', *(float(count / spent) for count in (events, low, high, low, high)))
@@ -509,7 +513,9 @@ def _summary(
   """
   shape, events, spent = found.shape, process.events, process.spent
   tail = (1 + level) / 2
-  widening = float(stats.t.ppf(tail, events - 1) / stats.norm.ppf(tail)) * math.sqrt(events / (events - 1))
+  widening = (distributions.t_quantile(tail, events - 1) / distributions.normal_quantile(tail)) * math.sqrt(
+    events / (events - 1)
+  )
   sides = (_mirrored(process, found, again), _mirrored(process, found, cases, widening))
   parameters = []
   for name, measure in shape.measures.items():

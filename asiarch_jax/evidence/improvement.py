@@ -6,8 +6,8 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import stats
 
+from asiarch_jax.evidence import distributions
 from asiarch_jax.evidence.noise import Noise
 from asiarch_jax.evidence.pairing import lost, pairs
 from asiarch_jax.records import Evidence, TrainSummary
@@ -53,5 +53,5 @@ def of_differences(differences: np.ndarray, *, noise: Noise | None = None, level
   else:
     return Evidence(mean, -math.inf, math.inf, 0.5, count)
   error = deviation / math.sqrt(count)
-  margin = float(stats.t.ppf((1 + level) / 2, freedom)) * error
-  return Evidence(mean, mean - margin, mean + margin, float(stats.t.cdf(mean / error, freedom)), count)
+  margin = distributions.t_quantile((1 + level) / 2, freedom) * error
+  return Evidence(mean, mean - margin, mean + margin, distributions.t_below(mean / error, freedom), count)

@@ -12,9 +12,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 from asiarch_jax import config
+from asiarch_jax.evidence import distributions
 from asiarch_jax.evidence.posterior import Posterior
 from asiarch_jax.evidence.promotion import false_discovery_rate, promoted
 
@@ -56,7 +56,7 @@ def agreement(lower: Mapping[int, float], upper: Mapping[int, float], *, level: 
     return Agreement(math.nan, -1.0, 1.0, EXPECTED[0], len(both))
   r = float(np.clip(np.corrcoef(x_N, y_N)[0, 1], -1 + 1e-9, 1 - 1e-9))
   z, error = math.atanh(r), 1 / math.sqrt(len(both) - 3)
-  margin = float(stats.norm.ppf((1 + level) / 2)) * error
+  margin = distributions.normal_quantile((1 + level) / 2) * error
   weight = spread**2 / (spread**2 + error**2)
   return Agreement(
     r, math.tanh(z - margin), math.tanh(z + margin), math.tanh(weight * z + (1 - weight) * centre), len(both)

@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+
+from asiarch_jax.evidence import distributions
 
 DRAWS = 2000
 
@@ -82,5 +83,5 @@ def of_runs(arm: str, against: str, yields: Sequence[float], others: Sequence[fl
     raise ValueError(f'{len(yields)} runs of {arm} and {len(others)} of {against}; give the same number, at least 2')
   apart = np.asarray(yields) - np.asarray(others)
   mean, error = float(apart.mean()), float(apart.std(ddof=1)) / math.sqrt(len(apart))
-  margin = float(stats.t.ppf((1 + level) / 2, len(apart) - 1)) * error
+  margin = distributions.t_quantile((1 + level) / 2, len(apart) - 1) * error
   return Lift(arm, against, mean, mean - margin, mean + margin, len(apart))

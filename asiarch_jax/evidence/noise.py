@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize
 
+from asiarch_jax.evidence import distributions
 from asiarch_jax.records import TrainSummary
 
 
@@ -37,7 +38,9 @@ def floor(*summaries: TrainSummary, level: float = 0.95) -> Noise | None:
   if not freedom:
     return None
   squares = sum(float(np.sum((sample - sample.mean()) ** 2)) for sample in samples)
-  low, high = (math.sqrt(squares / stats.chi2.ppf(q, freedom)) for q in ((1 + level) / 2, (1 - level) / 2))
+  low, high = (
+    math.sqrt(squares / distributions.chi_square_quantile(q, freedom)) for q in ((1 + level) / 2, (1 - level) / 2)
+  )
   return Noise(math.sqrt(squares / freedom), low, high, freedom)
 
 
@@ -57,9 +60,11 @@ def smallest_improvement(
     raise ValueError(f'seeds = {seeds}, correlation = {correlation}; give at least 1 and a number in [0, 1)')
   if seeds == 1:
     return math.inf
-  critical = stats.t.ppf((1 + level) / 2, seeds - 1)
+  critical = distributions.t_quantile((1 + level) / 2, seeds - 1)
   # An effect of critical + 10 standard errors is shown with certainty, so the root lies between.
-  effect = optimize.brentq(lambda e: stats.nct.sf(critical, seeds - 1, e) - power, 0.0, 10.0 * critical + 10.0)
+  effect = optimize.brentq(
+    lambda e: distributions.noncentral_t_above(critical, seeds - 1, e) - power, 0.0, 10.0 * critical + 10.0
+  )
   return float(effect) * noise.sd * math.sqrt(2.0 * (1.0 - correlation) / seeds)
 
 

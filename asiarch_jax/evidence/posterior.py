@@ -28,8 +28,9 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from scipy import sparse, special, stats
+from scipy import sparse, special
 
+from asiarch_jax.evidence import distributions
 from asiarch_jax.evidence.noise import Noise, floor
 from asiarch_jax.evidence.pairing import lost, pairs
 from asiarch_jax.records import Entry, Outcome, entries_of
@@ -192,7 +193,7 @@ def _seen(observed: Sequence[Observation], noise: Noise | None) -> _Seen:
   else:
     raise ValueError('no candidate has two pairs and no noise floor is given; train at least two seeds')
   quantiles = (np.arange(VARIANCES) + 0.5) / VARIANCES
-  own_V = max(variance, SMALLEST) * freedom / stats.chi2.ppf(1.0 - quantiles, freedom)
+  own_V = max(variance, SMALLEST) * freedom / distributions.chi_square_quantile(1.0 - quantiles, freedom)
   shared_R = own_V[:, None] * RATIOS  # [V, R], values of w
   log_R = np.broadcast_to(-0.5 * (np.log(RATIOS) / UNLIKE) ** 2, shared_R.shape)
   if split.seed_freedom and split.freedom:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from asiarch_jax import config
+from asiarch_jax.evidence import distributions
 from asiarch_jax.records import TaskScore, ZeroShot
 
 ROUNDING = 1e-18  # of a variance: mean accuracies that agree to this are one number
@@ -111,7 +111,7 @@ def task_noise(
   if noise == 0.0 and variance < ROUNDING:
     return None
   # (n - 1) variance / true variance is chi-square: the true share is noise over the true variance.
-  bounds = [float(stats.chi2.ppf(p, freedom)) / freedom for p in ((1 - level) / 2, (1 + level) / 2)]
+  bounds = [float(distributions.chi_square_quantile(p, freedom)) / freedom for p in ((1 - level) / 2, (1 + level) / 2)]
   share, low, high = (_share(noise, variance, factor) for factor in (1.0, *bounds))
   stderr = math.sqrt(noise)
   return TaskNoise(

@@ -13,10 +13,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 from asiarch_jax import config
-from asiarch_jax.evidence import improvement, ladder, posterior, promotion
+from asiarch_jax.evidence import distributions, improvement, ladder, posterior, promotion
 from asiarch_jax.evidence.noise import floor
 from asiarch_jax.evidence.pairing import pairs
 from asiarch_jax.evidence.placebo import is_placebo
@@ -46,7 +45,7 @@ def mean_of(values: Iterable[float]) -> Mean:
   mean = statistics.fmean(found)
   if len(found) == 1:
     return Mean(mean, -math.inf, math.inf)
-  margin = float(stats.t.ppf(0.975, len(found) - 1)) * statistics.stdev(found) / math.sqrt(len(found))
+  margin = distributions.t_quantile(0.975, len(found) - 1) * statistics.stdev(found) / math.sqrt(len(found))
   return Mean(mean, mean - margin, mean + margin)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
-from scipy import stats
 
+from asiarch_jax.evidence import distributions
 from asiarch_jax.evidence.claims import Family, Verdict, pairs_needed, power
 from asiarch_jax.report.text import plain
 
@@ -76,7 +76,7 @@ def _reach(family: Family, verdicts: Sequence[Verdict]) -> list[str]:
   for one in verdicts:
     if one.reason or one.high <= one.low:
       continue
-    deviation = (one.high - one.low) / 2 / float(stats.t.ppf(0.975, one.pairs - 1)) * math.sqrt(one.pairs)
+    deviation = (one.high - one.low) / 2 / distributions.t_quantile(0.975, one.pairs - 1) * math.sqrt(one.pairs)
     curve = ', '.join(f'{effect:+g} with {power(effect, deviation, one.pairs, error):.0%}' for effect in EFFECTS)
     line = (
       f'#{one.id} {one.name}, matched by {one.matched}: pairs deviate by {deviation:.4f} bits/byte, so {one.pairs} of '

@@ -9,9 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
-from scipy import stats
 
-from asiarch_jax.evidence import noise
+from asiarch_jax.evidence import distributions, noise
 from asiarch_jax.evidence.pairing import pairs
 from asiarch_jax.records import FAILURES, Entry, Outcome, Rejection, TrainSummary, entries_of
 
@@ -218,7 +217,7 @@ def wilson(count: int, total: int, level: float = 0.95) -> tuple[float, float]:
   """
   if not total:
     return 0.0, 1.0
-  z = float(stats.norm.ppf((1 + level) / 2))
+  z = distributions.normal_quantile((1 + level) / 2)
   share, spread = count / total, z * z / total
   middle = share + spread / 2
   margin = z * math.sqrt(share * (1 - share) / total + spread / (4 * total))
@@ -321,4 +320,4 @@ def noise_band(outcomes: Iterable[Outcome], baseline: str, level: float = 0.95) 
       return None
     squares, freedom = 2 * found.sd**2 * found.freedom, found.freedom
   seeds = len(base.training.chosen)
-  return float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(squares / freedom / seeds)
+  return distributions.t_quantile((1 + level) / 2, freedom) * math.sqrt(squares / freedom / seeds)

@@ -21,11 +21,10 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
-from scipy import stats
 
 from asiarch_jax.config import JUDGE_WEIGHTS, Experiment
 from asiarch_jax.dialogue import total as sum_of
-from asiarch_jax.evidence import placebo, posterior, promotion
+from asiarch_jax.evidence import distributions, placebo, posterior, promotion
 from asiarch_jax.records import Entry, Judgement, Outcome, Rejection, entries_of, to_json
 from asiarch_jax.report.origins import idea
 from asiarch_jax.report.series import verdict
@@ -278,7 +277,7 @@ def copies(outcomes: Sequence[Outcome], experiment: Experiment) -> str:
   if not found:
     return ''
   better = sum(verdict(copy) == 'better' for copy in found)
-  low, high = stats.binomtest(better, len(found)).proportion_ci()
+  low, high = distributions.proportion_interval(better, len(found))
   return (
     f'{len(found)} of the measured are copies of {experiment.search.baseline} that nobody was told of: {better} '
     f'measured better, {better / len(found):.0%} (95 % interval {low:.0%} to {high:.0%}), as designs without effect do.'

@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +36,8 @@ def ranks(candidates: Sequence[Screened]) -> tuple[float, ...]:
   ]
   if any(candidate.loss is not None for candidate in candidates):
     measures.append([_or_worst(candidate.loss) for candidate in candidates])
+  from scipy import stats  # takes a second, and only a language model's samples are ranked
+
   table = np.array([stats.rankdata(measure) for measure in measures])
   return tuple(float(value) for value in table.mean(axis=0))
 
