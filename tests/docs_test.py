@@ -21,8 +21,9 @@ from tests.suite_command_test import Runner as Answering
 from tests.suite_command_test import answer
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
-TRAINED_ANEW = ('verify', 'claim', 'arms', 'ablate', 'scale', 'tabulate', 'import')
-# What these do is read and written in this process; the others start workers, or look at what they are started in.
+# What trains. Here its results are planted; real workers do the same in tests of the commands, some in the sweep.
+TRAINS = ('search', 'train', 'check', 'verify', 'claim', 'arms', 'ablate', 'scale', 'tabulate', 'import')
+# What these do is read and written here too; the others start workers, or look at what they are started in.
 READS = ('cognition', 'config', 'dump', 'load', 'merge', 'prepare', 'replay', 'report', 'show', 'top', 'tree')
 # Commands whose arguments are the reader's own (a bucket, a file of theirs); each needs a reason.
 NOT_RUN = {
@@ -86,29 +87,19 @@ def reader(tmp_path_factory):
   return folder
 
 
-# The first of the gallery, as small as those of the smoke search.
-GALLERY = ['--cycles=1', *(
-  f'--config.{setting}' for setting in (
-    *('model.width=16', 'model.layers=1', 'model.heads=2', 'model.mlp_width=48', 'training.steps=4'),
-    *('training.batch=2', 'training.length=32', 'training.seeds=2', 'training.steps_per_call=2'),
-    'training.learning_rates=(0.005,)',
-    *('evaluation.validation_windows=4', 'evaluation.test_windows=4', 'evaluation.batch=4', 'evidence.floor=2'),
-    *('tasks.names=()', 'runner.memory_gib=4'),
-  )
-)]  # fmt: skip
 GEMINI = ['researcher.kind=llm', 'judge.kind=llm', 'judge.calls=1', 'analyst.kind=llm', 'researcher.revive=0.0']
 
 
 @pytest.fixture(scope='module')
-def gemini(smoke, tmp_path_factory):
-  """A model server and the workdir of a search with it; the baselines are those of the offline one."""
+def gemini(tmp_path_factory):
+  """A model server and the workdir of a search with it."""
   workdir = tmp_path_factory.mktemp('gemini') / 'run'
-  shutil.copytree(smoke[0] / 'jobs', workdir / 'jobs')
   with ModelServer(Respond()) as server, pytest.MonkeyPatch.context() as patch:
     patch.setenv('GEMINI_API_KEY', KEY)
+    patch.chdir(ROOT)
+    patch.setattr(runners, 'LocalRunner', planted())
     settings = with_a_model(['search', '--config=configs/gemini.py', '--workdir=runs/gemini'], (server.url, workdir))
-    process = asiarch(*settings)
-    assert process.returncode == 0, process.stderr
+    assert main.main(settings) == 0
     yield server.url, workdir
 
 
@@ -155,9 +146,7 @@ def test_every_command_of_the_docs_runs(page, command, request, smoke, reader, t
     monkeypatch.setenv('GEMINI_API_KEY', KEY)
     server = request.getfixturevalue('gemini')
     given = with_a_model(given, server)
-    if any('runs/again' in word for word in given):  # what was trained once need not be trained again
-      shutil.copytree(server[1] / 'jobs', tmp_path / 'again/jobs')
-      given = [word.replace('runs/again', str(tmp_path / 'again')) for word in given]
+    given = [word.replace('runs/again', str(tmp_path / 'again')) for word in given]
   given = [re.sub(r'^--out=[^.]*', f'--out={tmp_path / "out"}', word) for word in given]
   given = [re.sub(r'^--cycles=\d+', '--cycles=4', word) for word in given]
   given = [re.sub(r'^--suite=(?!list).*', '--suite=mad-tiny', word) for word in given]
@@ -178,24 +167,21 @@ def test_every_command_of_the_docs_runs(page, command, request, smoke, reader, t
     monkeypatch.setattr(runners, 'LocalRunner', lambda *_: Answering(answer))
     assert main.main([*given, f'--workdir={tmp_path / "scratch"}']) == 0
     return
-  if given[0] in TRAINED_ANEW:  # with planted results here; with real workers in the sweep
+  if '--config.runner.platform=cuda' in given:  # what a GPU would do, by the processor
+    given = [word.replace('=cuda', '=cpu').replace('runs/gpu', str(smoke[0])) for word in given]
+    given = [word.replace('runs/gallery', str(tmp_path / 'gallery')) for word in given]
+  if given[0] in ('check', 'train'):
+    given.append(f'--workdir={tmp_path / "scratch"}')
+  if given[0] in TRAINS:
     monkeypatch.setattr(runners, 'LocalRunner', planted())
     monkeypatch.chdir(ROOT)
     shutil.copytree(smoke[0], tmp_path / 'run')
     given = [word.replace(str(smoke[0]), str(tmp_path / 'run')).replace('runs/arms', str(tmp_path)) for word in given]
     assert main.main(given) == 0
     return
-  if '--config.runner.platform=cuda' in given:  # what a GPU would do, by the processor
-    given = [word.replace('=cuda', '=cpu').replace('runs/gpu', str(smoke[0])) for word in given]
-    given = [word.replace('runs/gallery', str(tmp_path / 'gallery')) for word in given]
-    given += GALLERY if '--config=configs/gallery.py' in given else []
-  if given[0] in ('check', 'train'):
-    given.append(f'--workdir={tmp_path / "scratch"}')
   if given[0] == 'plan':  # the small experiment, with a row for each device
     given = [word.replace('configs/tpu_pod.py', 'configs/smoke.py') for word in given]
     given += ['--config.training.batch=16', f'--workdir={tmp_path / "scratch"}']
-  if given[0] == 'check':
-    given.append('--config=configs/smoke.py')
   if given[0] in READS:
     monkeypatch.chdir(ROOT)
     assert main.main(given) == 0
