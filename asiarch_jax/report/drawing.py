@@ -13,6 +13,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import matplotlib
 from matplotlib import colors
@@ -94,12 +95,18 @@ def label(text: str, limit: int = 28) -> str:
   return line if len(line) <= limit else line[: limit - 1] + '…'
 
 
+def saved(figure: Figure, **how: Any) -> bytes:
+  """Returns what `savefig` writes, in the look of the report."""
+  buffer = io.BytesIO()
+  with style():
+    figure.savefig(buffer, **how)
+  return buffer.getvalue()
+
+
 def svg(drawing: Drawing) -> str:
   """Returns the figure as an inline SVG element that takes its colours and font from the page."""
-  buffer = io.StringIO()
-  with style():
-    drawing.figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
-  text = buffer.getvalue()
+  written = saved(drawing.figure, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
+  text = written.decode()
   text = text[text.index('<svg') :]
   text = re.sub(r'<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->', '', text, flags=re.S)
   text = re.sub(r'font-family: [^;\"]*;?', '', text)
@@ -123,7 +130,4 @@ def _tip(found: re.Match[str], tips: Mapping[int, str]) -> str:
 
 def png(drawing: Drawing) -> bytes:
   """Returns the figure as a PNG in the light palette."""
-  buffer = io.BytesIO()
-  with style():
-    drawing.figure.savefig(buffer, format='png', dpi=160, facecolor=PAPER, metadata={'Software': None})
-  return buffer.getvalue()
+  return saved(drawing.figure, format='png', dpi=160, facecolor=PAPER, metadata={'Software': None})
