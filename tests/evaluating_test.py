@@ -270,6 +270,22 @@ def test_an_entry_that_gives_no_answers_is_rejected(stand_in, monkeypatch, tmp_p
   assert all(one.training is not None for one in rejected)
 
 
+def test_answers_that_are_none_end_the_entry_and_not_the_search(stand_in, monkeypatch, tmp_path, capsys):
+  kind = planted()
+  given = kind.arrays
+
+  def arrays(self, key):
+    held = given(self, key)
+    return {**held, 'nats': held['nats'][:-1]} if held and len(kind.answers) > 1 else held
+
+  monkeypatch.setattr(kind, 'arrays', arrays)
+  monkeypatch.setattr(runners, 'LocalRunner', kind)
+  assert main.main(['search', *ASKED, f'--workdir={tmp_path}', '--cycles=2']) == 0, capsys.readouterr().err
+  with archives.OrbaxArchive.open_read_only(tmp_path) as archive:
+    _, second = archive.outcomes()
+  assert isinstance(second, records.Rejection) and second.stage == 'forged' and 'answers of shape' in second.reason
+
+
 def test_a_search_that_cannot_ask_does_not_begin(monkeypatch, tmp_path, capsys):
   if importlib.util.find_spec('lm_eval') is not None:
     pytest.skip('the harness is installed')

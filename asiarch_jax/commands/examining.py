@@ -93,7 +93,10 @@ class Examination:
       spans.append(result.timing)
       if result.failure is not None:
         raise UnansweredError(result.failure)
-      return questions.unpack(arrays, len(requests))
+      try:
+        return questions.unpack(arrays, len(requests))
+      except ValueError as error:
+        raise UnansweredError(Failure('forged', str(error))) from error
 
     with self._one, contextlib.redirect_stdout(sys.stderr):
       model = self._harness.Model(self._encoding, answers, self._asking.max_length)
