@@ -42,7 +42,7 @@ search: $(VENV)/.ready
 	$(BIN)/asiarch search --config=configs/default.py --workdir=runs/default $(ARGS)
 
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile -m 'not sweep' $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder -m 'not sweep' $(ARGS)
 
 sweep: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile -m sweep $(ARGS)

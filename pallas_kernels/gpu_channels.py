@@ -91,6 +91,7 @@ def found(
     'steps': gpu_levels.pieces(GROUPS, count=gpu_levels.STEP_PIECES),
     'factors': gpu_levels.pieces(GROUPS),
     'diagonal': plgpu.SMEM((CHUNK,), jnp.float32),
+    'beta': plgpu.SMEM((CHUNK,), jnp.float32),
     'values_here': plgpu.Barrier(num_arrivals=3),
     'keys_here': plgpu.Barrier(num_arrivals=4 * K // PART),
     'both_met': plgpu.Barrier(num_arrivals=GROUPS),
@@ -149,6 +150,8 @@ def _block(layout: Layout, ins: dict, outs: Any, here: dict) -> None:
   @pl.when(group == 1)
   def _():
     made, anew = product(here['do'], here['update']), place.anew()
+    # Registers have no room for what each token has but once: it is read where it is wanted.
+    here['beta'][...] = load(ins['beta'].at[b, h, tokens], ROWS, optimized=False)
     here['diagonal'][...] = (made * jnp.where(anew.i == anew.j, layout.scale, 0.0)).sum(1)
     _both_ways(here['met'], F, F_TURNED, made * jnp.where(anew.seen() & (anew.i > anew.j), layout.scale, 0.0))
 
@@ -157,14 +160,12 @@ def _block(layout: Layout, ins: dict, outs: Any, here: dict) -> None:
   _values(layout, ins, outs, here, place, group, beta)
   plgpu.barrier_wait(here['both_met'])
   plgpu.barrier_wait(here['keys_here'])
-  own = {**here, 'steps': here['steps'].at[group], 'factors': here['factors'].at[group]}
   turns = layout.K // PART // GROUPS
 
-  diagonal = load(here['diagonal'], ROWS, optimized=False)
   first = gpu_levels.direct_level(ins['steepest'][b, h, n, 0])
 
   def add_part(turn, dbeta):
-    return dbeta + _channels(layout, ins, outs, own, place, group * turns + turn, beta, diagonal, first)
+    return dbeta + _channels(layout, ins, outs, here, place, group, group * turns + turn, first)
 
   store(outs.beta.at[b, h, n, group], lax.fori_loop(0, turns, add_part, beta * 0.0))
 
@@ -193,57 +194,65 @@ def _values(layout: Layout, ins: dict, outs: Any, here: dict, place: Place, grou
 
 
 def _channels(
-  layout: Layout, ins: dict, outs: Any, here: dict, place: Place, part: Any, beta, diagonal, first
+  layout: Layout, ins: dict, outs: Any, here: dict, place: Place, group: Any, part: Any, first: Any
 ) -> Array:
   """Makes the gradients of `PART` channels; returns <k, x> over them.
 
-  `diagonal` is that of F, and `first` the number of the level that meets directly.
+  `first` is the number of the level that meets directly.
   """
   shape, columns = (CHUNK, PART), pl.ds(part * PART, PART)
-  steps, factors = here['steps'], here['factors']
-  gpu_levels.split(gpu_levels.wide_steps(ins['log_decay'].at[place.b, place.tokens, place.h, columns]), steps)
+
+  def own(name):
+    """Returns what is this warpgroup's own, its address made anew, for the reason that `Place.anew` has."""
+    return here[name].at[lax.optimization_barrier(group)]
+
+  gpu_levels.split(gpu_levels.wide_steps(ins['log_decay'].at[place.b, place.tokens, place.h, columns]), own('steps'))
 
   def operand(name):
     return widened(load(here[name].at[part], plgpu.Layout.WGMMA))
 
+  def of_token(name):
+    return down(load(here[name], ROWS, optimized=False), shape)
+
   def beta_k():
-    return operand('k') * down(beta, shape)
+    return operand('k') * of_token('beta')
 
   def decay(counts, mask=None):
     anew = place.anew()
-    made = jnp.exp2(gpu_levels.summed(gpu_levels.ones(counts(anew.i, anew.j)), steps))
+    made = jnp.exp2(gpu_levels.summed(gpu_levels.ones(counts(anew.i, anew.j)), own('steps')))
     return made if mask is None else made * down(mask, shape)
 
   def within_run(counts, of):
     """Returns sums of [C, PART] over the tokens j of the run of i that count."""
-    gpu_levels.split(of, factors)
+    gpu_levels.split(of, own('factors'))
     anew = place.anew()
-    return gpu_levels.summed(gpu_levels.ones(counts(anew.i, anew.j) & anew.same_run()), factors)
+    return gpu_levels.summed(gpu_levels.ones(counts(anew.i, anew.j) & anew.same_run()), own('factors'))
 
   rise = decay(lambda i, j: i >= j, place.sees)
   x = product(load_turned(here['dr']), here['states'].at[part]) * (-1.0 * rise)
   y = product(load(here['do'], plgpu.Layout.WGMMA), here['states'].at[part]) * (layout.scale * rise)
   dG = operand('q') * y + beta_k() * x
-  itself = down(diagonal, shape)  # cancels in dG
+  itself = of_token('diagonal')  # cancels in dG
   x, y, z, dG = lax.fori_loop(
     jnp.maximum(first, 0),
     gpu_levels.LEVELS,
-    lambda log_half, sums: _level(here, place, operand, beta_k, log_half, log_half == first, sums),
+    lambda log_half, sums: _level(here, own, place, operand, beta_k, log_half, log_half == first, sums),
     (x, y + itself * operand('k'), itself * operand('q'), dG),
   )
-  b, h, tokens = place.b, place.h, place.tokens
+  part, b, h, n = lax.optimization_barrier((part, place.b, place.h, place.n))
+  columns, tokens = pl.ds(part * PART, PART), pl.ds(n * CHUNK, CHUNK)
   # Each is written when it is made: registers have no room for all at once.
   store(outs.q.at[b, tokens, h, columns], y.astype(jnp.bfloat16))
   k_x = (operand('k') * x).sum(1)
   w = product(load_turned(here['update']), here['after'].at[part]) * decay(lambda i, j: i < j, place.counts)
-  store(outs.k.at[b, tokens, h, columns], (x * down(beta, shape) + z + w).astype(jnp.bfloat16))
+  store(outs.k.at[b, tokens, h, columns], (x * of_token('beta') + z + w).astype(jnp.bfloat16))
   dlog_decay = within_run(lambda i, j: i > j, operand('k') * w) + within_run(lambda i, j: i <= j, dG)
-  dlog_decay = dlog_decay + _ends(layout, here, place, part, beta, decay)
+  dlog_decay = dlog_decay + _ends(layout, here, own, place, part, 0.0 * of_token('beta'), decay)
   store(outs.log_decay.at[b, tokens, h, columns], dlog_decay)
   return k_x
 
 
-def _ends(layout: Layout, here: dict, place: Place, part: Any, beta: Array, decay: Any) -> Array:
+def _ends(layout: Layout, here: dict, own: Any, place: Place, part: Any, zero: Array, decay: Any) -> Array:
   """Returns e^(G_C) sum_v S dS' of each channel, the same for all tokens: each step decays all of what is kept."""
 
   def add_tile(tile, sums):
@@ -253,17 +262,17 @@ def _ends(layout: Layout, here: dict, place: Place, part: Any, beta: Array, deca
     )
     return sums + state * after
 
-  gpu_levels.split(lax.fori_loop(0, layout.V // CHUNK, add_tile, down(0.0 * beta, (CHUNK, PART))), here['factors'])
-  sums = gpu_levels.summed(gpu_levels.ones(place.anew().i >= 0), here['factors'])
+  gpu_levels.split(lax.fori_loop(0, layout.V // CHUNK, add_tile, zero), own('factors'))
+  sums = gpu_levels.summed(gpu_levels.ones(place.anew().i >= 0), own('factors'))
   kept = decay(lambda i, j: i >= 0)
   return sums * kept if place.survives is None else sums * kept * place.survives
 
 
-def _level(here: dict, place: Place, operand: Any, beta_k: Any, log_half: Any, direct: Any, sums: Any) -> Any:
+def _level(here: dict, own: Any, place: Place, operand: Any, beta_k: Any, log_half: Any, direct: Any, sums: Any) -> Any:
   """Returns the sums with the pairs of tokens that meet at one level."""
   x, y, z, dG = sums
-  factors = here['factors']
-  fall = gpu_levels.summed(gpu_levels.between(place.anew(), log_half, direct), here['steps'])
+  factors = own('factors')
+  fall = gpu_levels.summed(gpu_levels.between(place.anew(), log_half, direct), own('steps'))
   rise, fall = jnp.exp2(fall), jnp.exp2(fall * jnp.where(direct, -1.0, 1.0))
   factors.at[K_MET][...] = (operand('k') * fall).astype(jnp.bfloat16)
   factors.at[WRITE_MET][...] = (beta_k() * rise).astype(jnp.bfloat16)

@@ -14,7 +14,9 @@ import pytest
 
 from asiarch_jax import main, records
 from asiarch_jax.shell import archive
-from tests.cli import ROOT, asiarch
+from asiarch_jax.shell import runner as runners
+from tests.cli import ROOT, asiarch, in_process
+from tests.planted import planted
 
 PATHS = (
   *('evaluate', 'top', 'tree', 'report', 'show', 'search', 'check', 'train', 'suite', 'prepare', 'cognition'),
@@ -113,10 +115,13 @@ def test_a_second_search_adds_nothing(smoke):
   assert json.loads(document.stdout)['added'] == 0
 
 
-def test_a_search_with_more_cycles_continues(smoke, tmp_path):
+def test_a_search_with_more_cycles_continues(smoke, tmp_path, monkeypatch, capsys):
   shutil.copytree(smoke[0], tmp_path / 'run')
-  more = asiarch('search', '--config=configs/smoke.py', f'--workdir={tmp_path / "run"}', '--cycles=5', '--json')
-  document = json.loads(more.stdout)
+  monkeypatch.setattr(runners, 'LocalRunner', planted())
+  arguments = ('--config=configs/smoke.py', f'--workdir={tmp_path / "run"}', '--cycles=5', '--json')
+  status, out, error = in_process(capsys, 'search', *arguments)
+  assert status == 0, error
+  document = json.loads(out)
   assert document['added'] == 1 and sorted(row['id'] for row in document['outcomes']) == [0, 1, 2, 3, 4]
 
 

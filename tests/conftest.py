@@ -29,6 +29,13 @@ def pytest_configure(config):
     os.environ.setdefault('XLA_FLAGS', ' '.join(QUICK))
 
 
+def pytest_collection_modifyitems(items):
+  """Begins with the longest file, which makes the small search, and ends with the others that look at it: processes
+  that test side by side would wait for it otherwise."""
+  lookers = {item.path for item in items if 'smoke' in getattr(item, 'fixturenames', ())}
+  items.sort(key=lambda item: 0 if item.path.name == 'docs_test.py' else 1 + (item.path in lookers))
+
+
 @pytest.fixture(scope='session', autouse=True)
 def programs_shared(request, tmp_path_factory):
   """Keeps compiled programs for every process that tests side by side, since many tests make the same ones anew: the
