@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 KERNELS = 'tests/pallas_kernels'
 PEERS = f'--noconftest {KERNELS}/peers_test.py'  # these environments hold the kernels and no more of the package
 HARNESS = 'tests/shell/harness_test.py tests/evaluating_test.py tests/docs_test.py'
-ASKING = 'harness_test or evaluating_test or evaluate or in_search'  # of the docs, the commands that need it
+ASKING = 'harness_test or evaluating_test or evaluate or zero_shot'  # of the docs, the commands that need it
 
 
 @dataclasses.dataclass(frozen=True)
