@@ -5,8 +5,10 @@ These are the functions behind `scipy.stats`, without its import, for which ever
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from scipy import special
 
 
@@ -62,3 +64,20 @@ def proportion_interval(hits: int, trials: int, level: float = 0.95) -> tuple[fl
   low = float(special.betaincinv(hits, trials - hits + 1, tail)) if hits else 0.0
   high = float(special.betaincinv(hits + 1, trials - hits, 1.0 - tail)) if hits < trials else 1.0
   return low, high
+
+
+def sought(
+  below: Callable[[np.ndarray], np.ndarray], q_N: np.ndarray, low_N: np.ndarray, high_N: np.ndarray, *, steps: int = 10
+) -> np.ndarray:
+  """Returns where N smooth distribution functions come to `q_N`, each within its ends.
+
+  By bisection to 2^-steps of each range, then by a chord through normal quantiles: those of a mixture of normals are
+  nearly straight over so short a piece.
+  """
+  for _ in range(steps):
+    middle_N = (low_N + high_N) / 2
+    under_N = below(middle_N) < q_N
+    low_N, high_N = np.where(under_N, middle_N, low_N), np.where(under_N, high_N, middle_N)
+  from_N, to_N, at_N = (special.ndtri(np.clip(p_N, 1e-300, None)) for p_N in (below(low_N), below(high_N), q_N))
+  part_N = np.divide(at_N - from_N, to_N - from_N, out=np.full(len(q_N), 0.5), where=to_N > from_N)
+  return low_N + np.clip(part_N, 0.0, 1.0) * (high_N - low_N)

@@ -50,7 +50,6 @@ MOST = 4_000  # grid points that are kept, the heaviest
 CELLS = 100_000  # grid points times candidates that are kept: fewer points where there are many candidates
 LEARNED_FROM = 100  # candidates at most that the five are learned from, spread over all
 SWEEPS = 50  # of the least squares for candidates and seeds
-STEPS = 20  # of the bisection for a quantile, to a millionth of its range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,21 +152,20 @@ class _Beliefs:
   def better(self) -> np.ndarray:
     return self.weight @ ((1.0 - self.zero) * special.ndtr(self.slab / self.deviation))
 
-  def below(self, x_N: np.ndarray) -> np.ndarray:
-    """Returns P(theta <= x)."""
-    slab_GN = (1.0 - self.zero) * special.ndtr((x_N - self.slab) / self.deviation)
-    return self.weight @ (slab_GN + self.zero * (x_N >= 0.0))
+  def slab_below(self, x_N: np.ndarray) -> np.ndarray:
+    """Returns P(theta <= x and theta is not zero)."""
+    return self.weight @ ((1.0 - self.zero) * special.ndtr((x_N - self.slab) / self.deviation))
 
   def quantile(self, q: float) -> np.ndarray:
-    """Returns the smallest x with P(theta <= x) >= q, by bisection."""
-    reach = 10.0 * self.deviation.max(0)
-    low_N = np.minimum(self.slab.min(0), 0.0) - reach
-    high_N = np.maximum(self.slab.max(0), 0.0) + reach
-    for _ in range(STEPS):
-      middle_N = (low_N + high_N) / 2
-      below = self.below(middle_N) < q
-      low_N, high_N = np.where(below, middle_N, low_N), np.where(below, high_N, middle_N)
-    return np.where((low_N < 0.0) & (high_N >= 0.0), 0.0, (low_N + high_N) / 2)
+    """Returns the smallest x with P(theta <= x) >= q."""
+    reach = 6.0 * self.deviation.max(0)
+    origin_N, zero_N = np.zeros(self.slab.shape[1]), self.weight @ self.zero
+    under_N = self.slab_below(origin_N)
+    negative, positive = under_N >= q, under_N + zero_N < q
+    low_N = np.where(positive, 0.0, np.minimum(self.slab.min(0), 0.0) - reach)
+    high_N = np.where(negative, 0.0, np.maximum(self.slab.max(0), 0.0) + reach)
+    sought_N = np.where(positive, q - zero_N, q)
+    return np.where(negative | positive, distributions.sought(self.slab_below, sought_N, low_N, high_N), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,14 +243,11 @@ def _log_chi2(squares: float, freedom: int, variance: np.ndarray) -> np.ndarray:
 
 
 def _mixed_normal(weight_R: np.ndarray, deviation_R: np.ndarray, quantiles_L: np.ndarray) -> np.ndarray:
-  """Returns quantiles of a mixture of normals of mean zero, by bisection."""
+  """Returns quantiles of a mixture of normals of mean zero."""
   high_L = np.full(len(quantiles_L), 8.0 * deviation_R.max())
-  low_L = -high_L
-  for _ in range(2 * STEPS):
-    middle_L = (low_L + high_L) / 2
-    below_L = special.ndtr(middle_L[:, None] / deviation_R) @ weight_R < quantiles_L
-    low_L, high_L = np.where(below_L, middle_L, low_L), np.where(below_L, high_L, middle_L)
-  return (low_L + high_L) / 2
+  return distributions.sought(
+    lambda x_L: special.ndtr(x_L[:, None] / deviation_R) @ weight_R, quantiles_L, -high_L, high_L, steps=20
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,14 +304,17 @@ def _beliefs(seen: _Seen, zeros: Sequence[float]) -> _Beliefs:
   centre_C = np.linspace(min(y_VN.min(), -error), max(y_VN.max(), error), CENTRES)
   log_VTPLC = np.empty((len(y_VN), len(SPREADS), len(zeros), LUCKS, CENTRES))
   for at_v, (y_N, own_N, luck_L) in enumerate(zip(y_VN, own_VN, luck_VL, strict=True)):
-    zero_LN = _log_normal(y_N - luck_L[:, None], own_N)
+    zero_NL = _log_normal(y_N[:, None] - luck_L, own_N[:, None])
     prior_LC = -np.log1p(((centre_C - luck_L[:, None]) / (TAIL * error)) ** 2)  # Cauchy, of mu = c - b
     for at_tau, tau in enumerate(error * np.array(SPREADS)):
-      slab_CN = _log_normal(y_N - centre_C[:, None], own_N + tau**2)
-      ratio_LCN = np.exp(np.minimum(zero_LN[:, None] - slab_CN, 500.0))
+      slab_NC = _log_normal(y_N[:, None] - centre_C, own_N[:, None] + tau**2)
+      ahead_NLC = zero_NL[:, :, None] - slab_NC[:, None]
+      larger_LC = np.maximum(ahead_NLC, 0.0).sum(0)
+      # Both over the larger of them: products over LEARNED_FROM candidates stay within what a float holds.
+      zero_NLC, slab_NLC = np.exp(np.minimum(ahead_NLC, 0.0)), np.exp(np.minimum(-ahead_NLC, 0.0))
       for at_pi, pi in enumerate(zeros):
-        both_LC = np.log1p(-pi + pi * ratio_LCN).sum(-1) if pi else 0.0
-        log_VTPLC[at_v, at_tau, at_pi] = slab_CN.sum(-1) + both_LC + prior_LC
+        both_LC = larger_LC + np.log(np.prod((1.0 - pi) * slab_NLC + pi * zero_NLC, axis=0)) if pi else 0.0
+        log_VTPLC[at_v, at_tau, at_pi] = slab_NC.sum(0) + both_LC + prior_LC
   weight_G = np.exp(log_VTPLC - log_VTPLC.max()).ravel()
   weight_G /= weight_G.sum()
   most = min(MOST, max(1, CELLS // count))
