@@ -520,6 +520,8 @@ def run() -> None:
     if 'jax' in sys.modules:  # a config file did
       sys.modules['jax'].config.update('jax_platforms', 'cpu')
 
+  # Threads of small matrix products wait for each other busily, which takes cores from the workers.
+  os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
   sys.exit(main(sys.argv[1:], on_processor))
 
 

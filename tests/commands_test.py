@@ -80,6 +80,11 @@ def test_search_measures_proposals_and_says_what_it_found(smoke):
   assert (workdir / 'report/index.html').stat().st_size > 5_000
 
 
+def top(capsys, workdir):
+  """Returns the rows of `asiarch top --json`."""
+  return json.loads(in_process(capsys, 'top', f'--workdir={workdir}', '--json')[1])['outcomes']
+
+
 def test_top_prints_one_json_document_with_every_outcome(smoke):
   process = asiarch('top', f'--workdir={smoke[0]}', '--json')
   rows = json.loads(process.stdout)['outcomes']
@@ -90,38 +95,39 @@ def test_top_prints_one_json_document_with_every_outcome(smoke):
   assert len(rows) == 4 and {row['outcome'] for row in rows} <= {'Entry', 'Rejection'}
 
 
-def test_candidates_have_the_parameters_of_the_baseline(smoke):
-  rows = json.loads(asiarch('top', f'--workdir={smoke[0]}', '--json').stdout)['outcomes']
-  counts = [row['training']['parameters'] for row in rows if row['outcome'] == 'Entry']
+def test_candidates_have_the_parameters_of_the_baseline(smoke, capsys):
+  counts = [row['training']['parameters'] for row in top(capsys, smoke[0]) if row['outcome'] == 'Entry']
   assert len(counts) >= 3 and max(counts) <= 1.021 * min(counts)
 
 
-def test_show_prints_motivation_source_and_diff(smoke):
-  process = asiarch('show', '0', f'--workdir={smoke[0]}', '--source')
-  assert 'class Mixer' in process.stdout and 'motivation' in process.stdout
-  rows = json.loads(asiarch('top', f'--workdir={smoke[0]}', '--json').stdout)['outcomes']
-  child = next(row for row in rows if row['proposal']['parent_id'] is not None)
-  assert '@@' in asiarch('show', child['proposal']['name'], f'--workdir={smoke[0]}', '--diff').stdout
-  assert json.loads(asiarch('show', '1', f'--workdir={smoke[0]}', '--json').stdout)['id'] == 1
+def test_show_prints_motivation_source_and_diff(smoke, capsys):
+  def shown(*arguments):
+    return in_process(capsys, 'show', *arguments, f'--workdir={smoke[0]}')[1]
+
+  text = shown('0', '--source')
+  assert 'class Mixer' in text and 'motivation' in text
+  child = next(row for row in top(capsys, smoke[0]) if row['proposal']['parent_id'] is not None)
+  assert '@@' in shown(child['proposal']['name'], '--diff')
+  assert json.loads(shown('1', '--json'))['id'] == 1
 
 
-def test_tree_hangs_children_under_parents(smoke):
-  nodes = json.loads(asiarch('tree', f'--workdir={smoke[0]}', '--json').stdout)['nodes']
+def test_tree_hangs_children_under_parents(smoke, capsys):
+  nodes = json.loads(in_process(capsys, 'tree', f'--workdir={smoke[0]}', '--json')[1])['nodes']
   assert any(node['parent'] in (0, 1) for node in nodes)
-  assert 'delta_net' in asiarch('tree', f'--workdir={smoke[0]}').stdout
+  assert 'delta_net' in in_process(capsys, 'tree', f'--workdir={smoke[0]}')[1]
 
 
-def test_report_is_written_where_asked(smoke, tmp_path):
-  process = asiarch('report', f'--workdir={smoke[0]}', f'--out={tmp_path / "page"}', '--json')
-  assert json.loads(process.stdout)['report'] == str(tmp_path / 'page/index.html')
+def test_report_is_written_where_asked(smoke, tmp_path, capsys):
+  _, out, _ = in_process(capsys, 'report', f'--workdir={smoke[0]}', f'--out={tmp_path / "page"}', '--json')
+  assert json.loads(out)['report'] == str(tmp_path / 'page/index.html')
   assert 'http' not in (tmp_path / 'page/index.html').read_text().replace('http://www.w3.org', '')
 
 
-def test_a_second_search_adds_nothing(smoke):
+def test_a_second_search_adds_nothing(smoke, capsys):
   again = asiarch('search', '--config=configs/smoke.py', f'--workdir={smoke[0]}')
   assert again.returncode == 0 and 'nothing to add' in again.stdout
-  document = asiarch('search', '--config=configs/smoke.py', f'--workdir={smoke[0]}', '--json')
-  assert json.loads(document.stdout)['added'] == 0
+  document = in_process(capsys, 'search', '--config=configs/smoke.py', f'--workdir={smoke[0]}', '--json')[1]
+  assert json.loads(document)['added'] == 0
 
 
 def test_a_search_with_more_cycles_continues(smoke, tmp_path, monkeypatch, capsys):
@@ -165,9 +171,10 @@ def test_an_unknown_id_is_named(smoke, capsys):
   assert 'ids run from 0 to 3' in capsys.readouterr().err
 
 
-def test_another_experiment_in_the_workdir_is_refused_with_the_key(smoke):
-  process = asiarch('search', '--config=configs/smoke.py', f'--workdir={smoke[0]}', '--config.training.batch=4')
-  assert process.returncode == 2 and 'training.batch' in process.stderr and '4' in process.stderr
+def test_another_experiment_in_the_workdir_is_refused_with_the_key(smoke, capsys):
+  arguments = ('--config=configs/smoke.py', f'--workdir={smoke[0]}', '--config.training.batch=4')
+  status, _, error = in_process(capsys, 'search', *arguments)
+  assert status == 2 and 'training.batch' in error and '4' in error
 
 
 MIXERS = {
@@ -199,19 +206,25 @@ def test_check_runs_a_leak_in_the_jail_and_names_it(tmp_path):
   assert process.returncode == 1 and 'FAIL causality' in process.stdout, process.stdout + process.stderr
 
 
-def test_train_prints_replicas_and_json(tmp_path):
-  process = asiarch('train', 'delta_net', '--config=configs/smoke.py', f'--workdir={tmp_path}', '--json')
-  assert process.returncode == 0, process.stderr
-  result = json.loads(process.stdout)
+def test_train_prints_replicas_and_json(tmp_path, monkeypatch, capsys):
+  """What a real worker trains is in `tests/spmd_search_test.py`."""
+  monkeypatch.setattr(runners, 'LocalRunner', planted())
+  arguments = ('--config=configs/smoke.py', f'--workdir={tmp_path}', '--json')
+  status, out, error = in_process(capsys, 'train', 'delta_net', *arguments)
+  assert status == 0, error
+  result = json.loads(out)
   assert len(result['training']['replicas']) == 2 and result['failure'] is None
 
 
 def start(workdir, *more):
   """Begins a search that listens to Ctrl-C, also where the tests themselves run in the background of a shell."""
+  listening = (
+    'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n'
+    'from asiarch_jax import main; main.run()'
+  )
   return subprocess.Popen(
-    [sys.executable, '-m', 'asiarch_jax.main', 'search', '--config=configs/smoke.py', f'--workdir={workdir}', *more],
+    [sys.executable, '-c', listening, 'search', '--config=configs/smoke.py', f'--workdir={workdir}', *more],
     cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )  # fmt: skip
 
 

@@ -24,7 +24,11 @@ QUICK = (
 
 
 def pytest_configure(config):
-  """Compiles quickly, unless XLA_FLAGS says something: `XLA_FLAGS=' ' make test` compiles as users do."""
+  """Compiles quickly, unless XLA_FLAGS says something: `XLA_FLAGS=' ' make test` compiles as users do.
+
+  Processes that test side by side leave each other their cores, as the command line leaves them to workers.
+  """
+  os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
   if config.option.markexpr != 'sweep':
     os.environ.setdefault('XLA_FLAGS', ' '.join(QUICK))
 

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from asiarch_jax.shell import processes, sandbox, spmd
+from asiarch_jax.shell import archive, processes, sandbox, spmd
 from tests.cli import ROOT, asiarch
 
 # Under sandlock one worker of a host has the host's name, which Gloo looks up; here all hosts are one.
@@ -62,17 +62,17 @@ def same(ours, theirs):
     np.testing.assert_allclose(one['test_bits'], other['test_bits'], rtol=1e-4)
 
 
-def test_a_command_on_two_hosts_trains_as_on_one(tmp_path):
-  small = (
-    'train', 'delta_net', '--config=configs/smoke.py', '--json', '--config.training.seeds=1', '--config.tasks.names=()'
-  )  # fmt: skip
-  with Hosts(2, *small, f'--workdir={tmp_path / "two"}') as two:
+def test_a_command_on_two_hosts_trains_as_on_one(smoke, tmp_path):
+  """One host trained the same in the small search, beside a second seed."""
+  small = ('--config=configs/smoke.py', '--json', '--config.training.seeds=1', '--config.tasks.names=()')
+  with Hosts(2, 'train', 'delta_net', *small, f'--workdir={tmp_path}') as two:
     (status, said, errors), (followed, _, heard) = two.ends()
   assert status == 0 and followed == 0, errors + heard
-  alone = asiarch(*small, f'--workdir={tmp_path / "one"}')
-  ours, theirs = (json.loads(text)['training']['replicas'] for text in (said, alone.stdout))
-  np.testing.assert_allclose(ours[0]['losses'], theirs[0]['losses'], rtol=1e-4)
-  np.testing.assert_allclose(ours[0]['test_bits'], theirs[0]['test_bits'], rtol=1e-4)
+  (ours,) = json.loads(said)['training']['replicas']
+  with archive.OrbaxArchive.open_read_only(smoke[0]) as kept:
+    theirs = kept.outcomes()[0].training.replicas[0]
+  np.testing.assert_allclose(ours['losses'], theirs.losses, rtol=1e-4)
+  np.testing.assert_allclose(ours['test_bits'], theirs.test_bits, rtol=1e-4)
   assert 'worker 1 of 2 for delta_net' in heard and 'joined: 2 of 2' in errors
 
 

@@ -11,6 +11,7 @@ weights, so nothing is given up for good.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -62,6 +63,7 @@ class Lore:
     return variation.prior(move) * float(np.exp(np.clip(gain, -CLIP, CLIP))) * float(np.clip(success, 0.1, 2.0))
 
 
+@functools.lru_cache(maxsize=2**14)
 def heard_values(genome: Genome) -> tuple[tuple[str, Any], ...]:
   """Returns (field, value) of all fields that are heard in a canonical genome."""
   return tuple((name, getattr(genome, name)) for name in GENES if name not in HEARD or HEARD[name](genome))

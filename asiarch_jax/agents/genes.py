@@ -6,7 +6,9 @@ sentences. The defaults are the DeltaNet baseline.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,15 +40,20 @@ class Gene:
   def values(self) -> tuple[Value, ...]:
     return tuple(choice.value for choice in self.choices)
 
+  @functools.cached_property
+  def _by_value(self) -> dict[tuple[bool, Value], Choice]:
+    """The choices, true and 1 apart."""
+    return {(isinstance(choice.value, bool), choice.value): choice for choice in self.choices}
+
   def choice(self, value: Any) -> Choice:
     """Returns the choice that `value` names.
 
     Raises:
       ValueError: it is outside the domain.
     """
-    for choice in self.choices:
-      if choice.value == value and isinstance(choice.value, bool) == isinstance(value, bool):
-        return choice
+    with contextlib.suppress(TypeError):  # of what has no hash
+      if found := self._by_value.get((isinstance(value, bool), value)):
+        return found
     raise ValueError(f'{self.name} = {value!r} is outside its domain; use one of {list(self.values)}')
 
 

@@ -114,18 +114,24 @@ def _mended(g: Genome) -> Genome:
     changes['query_norm'] = 'l2'  # the norm that follows takes the size of the query out again
   if g.output_gate_rank == 'head' and g.output_norm == 'head':
     changes['output_gate_order'] = 'after'  # a norm per head undoes one number per head
-  return dataclasses.replace(g, **changes)
+  return _changed(g, changes)
+
+
+def _changed(g: Genome, values: Mapping[str, Any]) -> Genome:
+  """Returns `g` with these values: itself where it has them, since a new one costs more than to look."""
+  if all(getattr(g, name) == value for name, value in values.items()):
+    return g
+  return dataclasses.replace(g, **values)
 
 
 @functools.lru_cache(maxsize=2**16)
 def canonical(genome: Genome) -> Genome:
   """Returns the genome with contradictions mended and silent fields at their default. Idempotent."""
   while True:
-    before = genome
-    genome = _mended(genome)
-    silent = {name: GENES[name].default for name, heard in HEARD.items() if not heard(genome)}
-    genome = dataclasses.replace(genome, **silent)  # type: ignore[arg-type]
-    if genome == before:
+    mended = _mended(genome)
+    silent = {name: GENES[name].default for name, heard in HEARD.items() if not heard(mended)}
+    before, genome = genome, _changed(mended, silent)
+    if genome is before:
       return genome
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -38,6 +39,7 @@ def prior(move: Move) -> float:
   return importance(gene) * gene.choice(move.new).weight / others
 
 
+@functools.lru_cache(maxsize=2**12)
 def moves(genome: Genome) -> tuple[Move, ...]:
   """Returns the single changes that last: the canonical child has the new value."""
   return tuple(
