@@ -219,8 +219,7 @@ def test_train_prints_replicas_and_json(tmp_path, monkeypatch, capsys):
 def start(workdir, *more):
   """Begins a search that listens to Ctrl-C, also where the tests themselves run in the background of a shell."""
   listening = (
-    'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n'
-    'from asiarch_jax import main; main.run()'
+    'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom asiarch_jax import main; main.run()'
   )
   return subprocess.Popen(
     [sys.executable, '-c', listening, 'search', '--config=configs/smoke.py', f'--workdir={workdir}', *more],

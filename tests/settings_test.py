@@ -200,7 +200,7 @@ ELSEWHERE = {  # the test that shows what a setting does
   'name': 'tests/report/page_test.py::test_the_page_is_titled_by_the_name_of_the_experiment',
   'corpus.path': 'tests/shell/archive_test.py::test_a_changed_corpus_is_refused_naming_both_hashes',
   'search.cycles': 'tests/commands_test.py::test_a_search_with_more_cycles_continues',
-  'training.data_parallel': 'tests/training/train_test.py::test_eight_devices_give_the_losses_of_one',
+  'training.data_parallel': 'tests/training/across_devices_test.py::test_eight_devices_give_the_losses_of_one',
   'training.checkpoint_every': 'tests/shell/resumed_worker_test.py::test_training_goes_on_from_its_checkpoint',
   'monitor.too_slow': 'tests/cycle_test.py::test_the_job_is_matched_and_watched_against_the_measured_baseline',
   'evaluation.batch': 'tests/settings_test.py::test_windows_a_call_are_the_same_windows',
@@ -263,8 +263,8 @@ ELSEWHERE = {  # the test that shows what a setting does
   'training.microbatches': (
     'tests/training/sharded_test.py::test_gradients_summed_over_parts_of_a_batch_give_its_losses'
   ),
-  'training.sharded': 'tests/training/sharded_test.py::test_parameters_shared_out_give_the_losses_of_one_device',
-  'training.fsdp': 'tests/training/sharded_test.py::test_parameters_shared_out_give_the_losses_of_one_device',
+  'training.sharded': 'tests/training/across_devices_test.py::test_parameters_shared_out_give_the_losses_of_one_device',
+  'training.fsdp': 'tests/training/across_devices_test.py::test_parameters_shared_out_give_the_losses_of_one_device',
   'runner.hosts': 'tests/shell/hosts_test.py::test_a_place_is_what_settings_and_environment_say',
   'runner.host': 'tests/shell/hosts_test.py::test_a_place_is_what_settings_and_environment_say',
   'runner.join_seconds': 'tests/shell/spmd_test.py::test_a_host_that_stays_away_is_named',

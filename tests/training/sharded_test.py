@@ -12,41 +12,10 @@ from asiarch_jax.arch import lm
 from asiarch_jax.arch.baselines import delta_net
 from asiarch_jax.training import sharding
 from tests.training import across_devices, tiny
-from tests.training.train_test import eight_devices  # noqa: F401  a fixture
 
 ROOT = pathlib.Path(__file__).parents[2]
-AT_ONCE = 'in a scan, at once'
 RULES = sharding.Rules(tuple(map(config.sharding_rule, ('mlp/.*kernel$ -,fsdp', 'kernel$ fsdp,-', 'bias$ -'))))
 ONE = {'mlp': {'up': {'kernel': np.zeros((4, 8))}}, 'mixer': {'kernel': np.zeros((6, 2)), 'bias': np.zeros(6)}}
-
-
-@pytest.mark.parametrize(
-  'name, mesh, part',
-  [
-    ('sharded', [2, 1, 4], [4, 4, 16]),
-    ('sharded, in microbatches', [4, 1, 2], [2, 8, 16]),
-    ('sharded, copies beside', [2, 2, 2], [4, 8, 16]),
-  ],
-)
-def test_parameters_shared_out_give_the_losses_of_one_device(eight_devices, name, mesh, part):  # noqa: F811
-  found, alone = eight_devices[name], eight_devices['1x1']
-  assert (found['mesh'], found['part']) == (mesh, part), 'a device holds its part alone'
-  np.testing.assert_allclose(found['losses'], alone['losses'], rtol=2e-5)
-  np.testing.assert_allclose(found['held_out'], alone['held_out'], rtol=2e-5)
-  np.testing.assert_allclose(found['kernel'], alone['kernel'], atol=2e-5)
-
-
-@pytest.mark.parametrize('name', [name for name in across_devices.BLOCKS if name not in ('alone', AT_ONCE)])
-def test_a_language_model_shared_out_gives_the_losses_of_one_device(eight_devices, name):  # noqa: F811
-  found, alone = eight_devices['blocks'][name], eight_devices['blocks']['alone']
-  np.testing.assert_allclose(found['losses'], alone['losses'], rtol=2e-5)
-  np.testing.assert_allclose(found['held_out'], alone['held_out'], rtol=2e-5)
-
-
-def test_with_remat_a_device_holds_one_block_whole_at_a_time(eight_devices):  # noqa: F811
-  by_block, at_once = (eight_devices['blocks'][name]['temporary'] for name in ('in a scan', AT_ONCE))
-  others = across_devices.LAYERS - 1  # three quarters of their feed-forward and of its gradient need not be here
-  assert at_once - by_block > others * 2 * 3 / 4 * (3 * 64 * 128) * 4
 
 
 @pytest.mark.parametrize('rung', ['verification', 'final'])

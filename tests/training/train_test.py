@@ -1,7 +1,4 @@
-import json
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +6,6 @@ import numpy as np
 import pytest
 
 from asiarch_jax.training import monitor, train
-from tests.devices import forced
 from tests.training import across_devices, tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -24,27 +20,6 @@ def test_the_loss_of_a_copy_problem_falls():
   fitted = fit(trainer=tiny.trainer(steps=90))
   assert fitted.losses[0].min() > 2.0 and fitted.losses[-1].max() < 0.5
   assert fitted.stopped is None and fitted.steps == 90 and fitted.losses.shape == (30, 4)
-
-
-@pytest.fixture(scope='module')
-def eight_devices():
-  """What `across_devices` prints on eight forced devices; a deadlock is a timeout here."""
-  command = [sys.executable, '-m', 'tests.training.across_devices']
-  done = subprocess.run(command, cwd=ROOT, env=forced(8), capture_output=True, text=True, timeout=240)
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.parametrize('name, shape', [('8x1', [8, 1, 1]), ('4x2', [4, 2, 1]), ('2x4', [2, 4, 1])])
-def test_eight_devices_give_the_losses_of_one(eight_devices, name, shape):
-  here = across_devices.losses(1, 1)
-  assert eight_devices[name]['mesh'] == shape and here['mesh'] == [1, 1, 1]
-  np.testing.assert_allclose(eight_devices[name]['losses'], here['losses'], rtol=2e-5)
-  np.testing.assert_allclose(eight_devices[name]['held_out'], here['held_out'], rtol=2e-5)
-
-
-def test_many_small_calls_with_collectives_do_not_hang(eight_devices):
-  assert len(eight_devices['long']['losses']) == 300
 
 
 @pytest.mark.parametrize('layout', ['map', 'vmap'])
