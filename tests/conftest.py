@@ -92,8 +92,9 @@ def programs_let_go():
 
 @pytest.fixture(autouse=True)
 def drawn_where_looked_at(request, monkeypatch):
-  """Leaves figures blank but in the tests of the report: to draw those of one page takes four seconds."""
-  if 'report' not in request.path.parts:
+  """Leaves figures blank but in the tests of the report, and there in those of its words: to draw those of one page
+  takes four seconds."""
+  if 'report' not in request.path.parts or request.node.get_closest_marker('words'):
     from asiarch_jax.report import drawing
 
     blank = {'svg': b'<svg viewBox="0 0 1 1"></svg>', 'png': b''}

@@ -70,6 +70,7 @@ def written(outcomes, folder, **options):
   return text, Reader(text)
 
 
+@pytest.mark.words
 def test_how_often_a_copy_of_the_baseline_was_taken_for_better_stands_beside_the_discoveries(tmp_path):
   outcomes = samples.archive(30)
   blind = config.Experiment(evidence=config.Evidence(placebo=1.0))
@@ -94,6 +95,7 @@ def test_one_page_and_a_picture_for_each_figure(forty):
     assert (folder / name).read_bytes().startswith(b'\x89PNG')
 
 
+@pytest.mark.words
 def test_the_page_is_titled_by_the_name_of_the_experiment(tmp_path):
   for name in ('first', 'second <b>'):
     text, _ = written(samples.archive(4), tmp_path, experiment=dataclasses.replace(EXPERIMENT, name=name))
@@ -288,6 +290,7 @@ def test_models_without_a_price_cost_tokens_and_no_dollars(tmp_path):
   assert '$' not in ''.join(reader.text)
 
 
+@pytest.mark.words
 def test_calls_of_a_cycle_that_was_cut_off_are_counted_and_said(tmp_path):
   outcomes = samples.model_archive(6)
   events = samples.model_journal(outcomes)
@@ -339,6 +342,7 @@ def test_any_archive_has_a_report(tmp_path, name):
   assert not re.search(r'>\s*[+−]?(nan|inf)\b', text) or name in ('diverged', 'no replicas', 'one seed')
 
 
+@pytest.mark.words
 def test_it_says_when_nothing_is_shown_to_be_better(tmp_path):
   _, reader = written(ARCHIVES['all worse'], tmp_path)
   text = ' '.join(''.join(reader.text).split())
@@ -371,6 +375,7 @@ def test_a_large_archive_keeps_the_details_of_the_best_and_the_newest():
   assert f'{len(outcomes) - len(kept)} more are in the archive' in text
 
 
+@pytest.mark.words
 def test_effects_are_estimated_from_genomes_or_taken_as_given(tmp_path):
   rng = samples.np.random.default_rng(0)
   outcomes = list(samples.archive(30))
@@ -392,6 +397,7 @@ def test_costs_add_up(forty):
   assert markup.duration(sum(outcome.timing.accelerator_seconds for outcome in outcomes)) in text
 
 
+@pytest.mark.words
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):
   written(samples.baselines(), tmp_path)
   before = (tmp_path / 'index.html').read_bytes()
