@@ -242,9 +242,15 @@ def _climbed(stage: Stage, name: str, below: Sequence[Outcome], folder: Any) -> 
     )
   stage.baselines()
   stage.measure([entries[id] for id in sorted(left) if id in entries])
+  here = posterior.believed(stage.outcomes, stage.experiment.search.baseline)
+  outcomes = {outcome.id: outcome for outcome in stage.outcomes}
+  audited = {id for event in choices.events() for id in event['audited']}
   return told.RungPage(
     name,
-    tuple(_row(id, entries, stage, beliefs, choices.events()) for id in sorted(_on_both(entries, stage.outcomes))),
+    tuple(
+      _row(entries[id], outcomes[id], id in audited, beliefs.get(id), here.get(id))
+      for id in sorted(_on_both(entries, stage.outcomes))
+    ),
     ladder.agreement(improvements(below), improvements(stage.outcomes)),
     choices.events()[-1] if choices.events() else {},
   )
@@ -264,20 +270,18 @@ def _on_both(entries: Mapping[int, Entry], outcomes: Sequence[Outcome]) -> set[i
 
 
 def _row(
-  id: int,
-  entries: Mapping[int, Entry],
-  stage: Stage,
-  beliefs: Mapping[int, posterior.Posterior],
-  choices: Sequence[Mapping[str, Any]],
+  below: Entry,
+  above: Outcome,
+  audited: bool,
+  believed_below: posterior.Posterior | None,
+  believed_above: posterior.Posterior | None,
 ) -> told.RungRow:
-  above = next(outcome for outcome in stage.outcomes if outcome.id == id)
-  audited = any(id in event['audited'] for event in choices)
   return told.RungRow(
-    id,
-    entries[id].proposal.name,
+    below.id,
+    below.proposal.name,
     'by lot' if audited else 'promoted',
-    beliefs.get(id),
-    posterior.believed(stage.outcomes, stage.experiment.search.baseline).get(id),
+    believed_below,
+    believed_above,
     above.evidence if isinstance(above, Entry) else None,
     '' if isinstance(above, Entry) else f'rejected at {above.stage}: {above.reason}',
   )

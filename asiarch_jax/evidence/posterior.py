@@ -24,6 +24,7 @@ Sources: Efron and Morris 1973 (J. Am. Stat. Assoc. 68); Morris 1983 (same, 78) 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -117,8 +118,11 @@ def posteriors(
   Raises:
     ValueError: neither the candidates nor `noise` say how far replicas lie apart.
   """
-  if not observed:
-    return ()
+  return _posteriors(tuple(observed), noise, level) if observed else ()
+
+
+@functools.lru_cache(maxsize=16)  # the parts of a page, and commands one after the other, ask for the same
+def _posteriors(observed: tuple[Observation, ...], noise: Noise | None, level: float) -> tuple[Posterior, ...]:
   seen = _seen(observed, noise)
   beliefs, moved = (_beliefs(seen, zeros) for zeros in (ZEROS, (0.0,)))
   ends_BSN = np.array([[one.quantile((1 + side * level) / 2) for side in (-1, 1)] for one in (beliefs, moved)])
