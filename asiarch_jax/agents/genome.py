@@ -146,12 +146,16 @@ def changed_fields(parent: Mapping[str, Any], child: Mapping[str, Any]) -> tuple
 
 
 def distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
-  """Returns how different two designs are, in [0, 1]: a metric on canonical genomes given as in `Proposal.genome`.
+  """Returns `apart` of two designs given as in `Proposal.genome`."""
+  return apart(canonical(Genome.from_json(a)), canonical(Genome.from_json(b)))
+
+
+def apart(ours: Genome, theirs: Genome) -> float:
+  """Returns how different two designs are, in [0, 1]: a metric on canonical genomes.
 
   The share of fields that differ, those that are a scale counted by the steps between the values; the fields that say
   which paths there are and how they are fused count three times.
   """
-  ours, theirs = canonical(Genome.from_json(a)), canonical(Genome.from_json(b))
   total = sum(importance(gene) for gene in GENES.values())
   return sum(importance(GENES[name]) * _steps(name, ours, theirs) for name in differing(ours, theirs)) / total
 

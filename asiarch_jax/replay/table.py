@@ -17,6 +17,7 @@ import numpy as np
 
 from asiarch_jax import config
 from asiarch_jax.agents import genome as genomes
+from asiarch_jax.agents.genes import Genome
 from asiarch_jax.agents.genome import GENOMES
 from asiarch_jax.evidence.pairing import pairs
 from asiarch_jax.evidence.placebo import is_placebo
@@ -90,11 +91,11 @@ class Table:
   @functools.cached_property
   def _distances(self) -> dict[tuple[int, int], float]:
     designs = [
-      (outcome.id, design)
+      (outcome.id, genomes.canonical(Genome.from_json(design)))
       for outcome in sorted(self.lower, key=lambda outcome: outcome.id)
       if (design := design_of(outcome)) is not None
     ]
-    return {(a, b): genomes.distance(ours, theirs) for (a, ours), (b, theirs) in itertools.combinations(designs, 2)}
+    return {(a, b): genomes.apart(ours, theirs) for (a, ours), (b, theirs) in itertools.combinations(designs, 2)}
 
 
 def design_of(outcome: Outcome) -> Mapping[str, Any] | None:
