@@ -43,7 +43,7 @@ def test_help_imports_nothing_of_a_command():
 
 
 def test_what_only_reads_imports_nothing_that_draws_or_takes_long(smoke):
-  code = f"""import sys
+  code = f"""import os, sys
 from asiarch_jax import main
 sys.argv = ['asiarch', 'top', '--workdir={smoke[0]}']
 try:
@@ -52,11 +52,13 @@ except SystemExit as end:
   print(end.code, *sys.modules)
 import jax
 print(jax.config.jax_platforms)  # accelerators belong to the workers, whoever imports it
+print(os.environ['OPENBLAS_NUM_THREADS'])
 """
-  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-  *_, modules, platforms = done.stdout.splitlines()
+  untold = {name: value for name, value in os.environ.items() if name != 'OPENBLAS_NUM_THREADS'}
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=untold)
+  *_, modules, platforms, threads = done.stdout.splitlines()
   assert modules.startswith('0 ') and not {'matplotlib', 'scipy.stats', 'jax'} & set(modules.split())
-  assert platforms == 'cpu'
+  assert platforms == 'cpu' and threads == '1'
 
 
 @pytest.mark.parametrize('command', PATHS)

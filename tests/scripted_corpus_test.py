@@ -95,25 +95,18 @@ def test_the_text_of_a_sound_proposal_is_allowed(row):
 
 
 # Some in every run, since each takes seconds; the rest in the sweep.
-EVERY = 6
+def some(rows):
+  return [row if n % 6 == 0 else pytest.param(row, marks=pytest.mark.sweep) for n, row in enumerate(rows)]
 
 
-@pytest.mark.parametrize(
-  'row',
-  [row if n % EVERY == 0 else pytest.param(row, marks=pytest.mark.sweep) for n, row in enumerate(SOUND)],
-  ids=by_name,
-)
+@pytest.mark.parametrize('row', some(SOUND), ids=by_name)
 def test_a_sound_proposal_passes_the_gate(row):
   result = checked(row.name)
   assert result.failure is None, result.failure
   assert result.fingerprint == fingerprint(row.name)
 
 
-@pytest.mark.parametrize(
-  'row',
-  [row if n % EVERY == 0 else pytest.param(row, marks=pytest.mark.sweep) for n, row in enumerate(WRONG)],
-  ids=by_name,
-)
+@pytest.mark.parametrize('row', some(WRONG), ids=by_name)
 def test_a_wrong_proposal_is_refused_for_its_own_reason(row):
   failure = checked(row.name).failure
   assert failure is not None and failure.kind == row.outcome

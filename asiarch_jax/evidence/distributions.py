@@ -66,7 +66,7 @@ def proportion_interval(hits: int, trials: int, level: float = 0.95) -> tuple[fl
   return low, high
 
 
-def sought(
+def quantiles(
   below: Callable[[np.ndarray], np.ndarray], q_N: np.ndarray, low_N: np.ndarray, high_N: np.ndarray, *, steps: int = 10
 ) -> np.ndarray:
   """Returns where N smooth distribution functions come to `q_N`, each within its ends.

@@ -169,7 +169,7 @@ class _Beliefs:
     low_N = np.where(positive, 0.0, np.minimum(self.slab.min(0), 0.0) - reach)
     high_N = np.where(negative, 0.0, np.maximum(self.slab.max(0), 0.0) + reach)
     sought_N = np.where(positive, q - zero_N, q)
-    return np.where(negative | positive, distributions.sought(self.slab_below, sought_N, low_N, high_N), 0.0)
+    return np.where(negative | positive, distributions.quantiles(self.slab_below, sought_N, low_N, high_N), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +249,7 @@ def _log_chi2(squares: float, freedom: int, variance: np.ndarray) -> np.ndarray:
 def _mixed_normal(weight_R: np.ndarray, deviation_R: np.ndarray, quantiles_L: np.ndarray) -> np.ndarray:
   """Returns quantiles of a mixture of normals of mean zero."""
   high_L = np.full(len(quantiles_L), 8.0 * deviation_R.max())
-  return distributions.sought(
+  return distributions.quantiles(
     lambda x_L: special.ndtr(x_L[:, None] / deviation_R) @ weight_R, quantiles_L, -high_L, high_L, steps=20
   )
 

@@ -98,6 +98,7 @@ def test_json_round_trip():
     ({'query_conv': 5}, 'query_conv = 5'),
     ({'query_conv': False}, 'query_conv'),
     ({'delta': 1}, 'delta'),
+    ({'delta': [True]}, 'delta'),
   ],
 )
 def test_json_outside_the_domain_is_refused_by_name(values, says):

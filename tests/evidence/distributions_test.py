@@ -48,7 +48,7 @@ def test_quantiles_of_mixtures_are_where_their_share_is(steps, error):
 
   at_N = np.array([-30.0, -3.0, -0.5, 0.0, 0.2, 7.0])
   low_N, high_N = np.full(6, -30.0), np.full(6, 30.0)
-  found_N = distributions.sought(below, below(at_N), low_N, high_N, steps=steps)
+  found_N = distributions.quantiles(below, below(at_N), low_N, high_N, steps=steps)
   np.testing.assert_allclose(found_N, at_N, atol=error)
-  beyond_N = distributions.sought(below, below(at_N), low_N, np.full(6, -1.0), steps=steps)
+  beyond_N = distributions.quantiles(below, below(at_N), low_N, np.full(6, -1.0), steps=steps)
   np.testing.assert_allclose(beyond_N, np.minimum(at_N, -1.0), atol=60 * 2.0**-steps)
