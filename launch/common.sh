@@ -220,9 +220,20 @@ collected() {
   return "$first"
 }
 
-# interruptible: on Ctrl-C, says by `reattach` (the script's own) how to go on, and ends.
+# interruptible COMMAND...: runs it; on Ctrl-C, says by `reattach` (the script's own) how to go on, and ends. It is run
+# beside this shell, which only waits: a shell forgets a signal that comes just as its command ends well.
 interruptible() {
-  dry || trap 'trap "" INT TERM HUP; echo >&2; reattach >&2; exit 130' INT TERM HUP
+  if dry; then
+    "$@"
+    return
+  fi
+  # shellcheck disable=SC2046  # no job, no word
+  trap 'trap "" INT TERM HUP; kill $(jobs -p) 2>/dev/null || true; wait; echo >&2; reattach >&2; exit 130' INT TERM HUP
+  (
+    trap - INT QUIT # else what runs beside a shell ignores them
+    "$@"
+  ) &
+  wait "$!"
 }
 
 # ---- on the hosts

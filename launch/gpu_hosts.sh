@@ -182,8 +182,10 @@ main() {
   count port 1
   count wait 0
   find_hosts
-  [[ ! $verb =~ ^(run|logs)$ ]] || interruptible
-  "${verb}_verb"
+  case $verb in
+    run | logs) interruptible "${verb}_verb" ;;
+    *) "${verb}_verb" ;;
+  esac
 }
 
 main "$@"

@@ -200,8 +200,10 @@ main() {
   proper_name
   count retries 0
   count poll 0
-  [[ ! $verb =~ ^(run|logs)$ ]] || interruptible
-  "${verb}_verb"
+  case $verb in
+    run | logs) interruptible "${verb}_verb" ;;
+    *) "${verb}_verb" ;;
+  esac
 }
 
 main "$@"

@@ -299,9 +299,9 @@ main() {
   count slices 1
   count max-restarts 0
   count poll 0
-  [[ ! $verb =~ ^(run|logs)$ ]] || interruptible
   case $verb in
     down) delete ;;
+    run | logs) interruptible "${verb}_verb" ;;
     *) "${verb}_verb" ;;
   esac
 }

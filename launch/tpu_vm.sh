@@ -309,9 +309,9 @@ main() {
   count retries 0
   count wait 0
   count poll 0
-  [[ ! $verb =~ ^(run|logs)$ ]] || interruptible
   case $verb in
     down) delete ;;
+    run | logs) interruptible "${verb}_verb" ;;
     *) "${verb}_verb" ;;
   esac
 }

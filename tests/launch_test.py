@@ -557,6 +557,27 @@ def test_ctrl_c_says_how_to_come_back_and_how_to_tear_down(desk, name, pattern, 
   assert not destroying(desk.calls) and not desk.remote('stop')
 
 
+def test_no_ctrl_c_is_forgotten_whenever_it_comes(desk):
+  """A shell that asks its tools again and again forgot one in thirty."""
+  asks = """
+    set -euo pipefail; source launch/common.sh; declare -A flag=([dry-run]=no)
+    reattach() { echo again; }; asking() { echo begun; while :; do reply=$(rm -f none); done; }
+    interruptible asking"""
+  for attempt in range(60):
+    command = ['env', '--default-signal=INT', 'bash', '-c', asks, 'launch/script.sh']
+    options = {'cwd': desk.tree, 'env': desk.environment, 'text': True, 'start_new_session': True}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    assert process.stdout.readline() == 'begun\n'
+    time.sleep(attempt * 0.0001)
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+      _, err = process.communicate(timeout=10)
+    finally:
+      if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130 and 'again' in err, f'attempt {attempt}: {err}'
+
+
 # ---- GKE
 
 
