@@ -1,5 +1,6 @@
 # make search   sets up and runs the offline search        make test    sets up and runs the tests
-# make sweep    the long tests                             make check   formatter, linter, types
+# make slow     tests of seconds to a minute, for CI       make sweep   tests of minutes to hours
+# make check    formatter, linter, types
 # make versions the kernels under other JAX versions     make peers   cross-checks with other people's packages
 # make gpu-compile  the GPU kernels under three JAX versions, compiled for an H100 and interpreted; needs no GPU
 # make harness  zero-shot tasks through EleutherAI's harness (extra [eval])
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 WORKERS ?= auto
 
-.PHONY: setup setup-test search test sweep versions peers gpu-compile harness cluster small-model check format clean
+.PHONY: setup setup-test search test slow sweep versions peers gpu-compile harness cluster small-model check format clean
 
 setup: $(VENV)/.ready
 setup-test: $(VENV)/.ready-test
@@ -41,8 +42,15 @@ $(VENV)/.ready-test: requirements.lock pyproject.toml | $(BIN)/python
 search: $(VENV)/.ready
 	$(BIN)/asiarch search --config=configs/default.py --workdir=runs/default $(ARGS)
 
+# Tests start hundreds of processes of this package: what Python has compiled is kept.
+test slow sweep: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder -m 'not sweep' $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder -m 'not sweep and not slow' $(ARGS)
+
+# What `make test` leaves out for time; CI runs it, too.
+slow: $(VENV)/.ready-test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder -m 'slow and not sweep' $(ARGS)
 
 sweep: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile -m sweep $(ARGS)

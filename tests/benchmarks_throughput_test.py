@@ -7,6 +7,7 @@ from tests.benchmarks import throughput
 LOAD = throughput.Load(2, (120.0, 60.0, 240.0))
 
 
+@pytest.mark.slow
 def test_a_tiny_run_prints_its_table(capsys):
   throughput.main(['--scale=0.002', '--in_flight=1,3', '--cycles=6', '--judge_calls=1'])
   said, _, head, *rows = capsys.readouterr().out.splitlines()

@@ -56,6 +56,7 @@ def run(server, *commands, cache, **environment):
   )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_search_in_a_bucket_is_told_claimed_and_continued(server, tmp_path):
   workdir = '--workdir=gs://my-bucket/runs/first'
   done = run(
@@ -82,6 +83,7 @@ def test_a_search_in_a_bucket_is_told_claimed_and_continued(server, tmp_path):
   assert refused.returncode == 2 and 'was claimed before' in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_controller_elsewhere_is_respected_while_it_lives_and_followed_after(server, tmp_path):
   workdir, lock = '--workdir=gs://my-bucket/runs/second', ('my-bucket', 'runs/second/archive/writer.lock')
   note = {'pid': 1, 'host': 'elsewhere', 'token': 'theirs', 'beat': 0}

@@ -16,6 +16,7 @@ from asiarch_jax import main, records
 from asiarch_jax.shell import archive
 from asiarch_jax.shell import runner as runners
 from tests.cli import ROOT, asiarch, in_process
+from tests.marks import slow_but
 from tests.planted import planted
 
 PATHS = (
@@ -43,7 +44,7 @@ def test_help_imports_nothing_of_a_command():
 
 
 def test_what_only_reads_imports_nothing_that_draws_or_takes_long(smoke):
-  code = f"""import os, sys
+  code = f"""import gc, os, sys
 from asiarch_jax import main
 sys.argv = ['asiarch', 'top', '--workdir={smoke[0]}']
 try:
@@ -53,12 +54,13 @@ except SystemExit as end:
 import jax
 print(jax.config.jax_platforms)  # accelerators belong to the workers, whoever imports it
 print(os.environ['OPENBLAS_NUM_THREADS'])
+print(*gc.get_threshold())
 """
   untold = {name: value for name, value in os.environ.items() if name != 'OPENBLAS_NUM_THREADS'}
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=untold)
-  *_, modules, platforms, threads = done.stdout.splitlines()
+  *_, modules, platforms, threads, seldom = done.stdout.splitlines()
   assert modules.startswith('0 ') and not {'matplotlib', 'scipy.stats', 'jax'} & set(modules.split())
-  assert platforms == 'cpu' and threads == '1'
+  assert platforms == 'cpu' and threads == '1' and seldom == '20000 20 50'
 
 
 @pytest.mark.parametrize('command', PATHS)
@@ -125,6 +127,7 @@ def test_report_is_written_where_asked(smoke, tmp_path, capsys):
   assert 'http' not in (tmp_path / 'page/index.html').read_text().replace('http://www.w3.org', '')
 
 
+@pytest.mark.slow
 def test_a_second_search_adds_nothing(smoke, capsys):
   again = asiarch('search', '--config=configs/smoke.py', f'--workdir={smoke[0]}')
   assert again.returncode == 0 and 'nothing to add' in again.stdout
@@ -238,7 +241,7 @@ def wait_for(path, seconds=120):
   raise AssertionError(f'{path} did not come')
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', slow_but([signal.SIGINT], [signal.SIGINT, signal.SIGTERM]))
 def test_interrupted_search_ends_cleanly_says_how_to_resume_and_leaves_no_worker(number, tmp_path):
   search = start(tmp_path / 'run')
   wait_for(tmp_path / 'run/jobs/*')

@@ -157,7 +157,7 @@ def test_every_command_of_the_docs_runs(page, command, request, smoke, reader, t
   if given[0] in ('load', 'merge', 'import'):
     given = [str(one) for one in shared(given, smoke[0], tmp_path)]
   if given[0] == 'replay':
-    given = [*(word for word in given if not word.startswith('--replays')), '--replays=2', '--designs=12']
+    given = [*(word for word in given if not word.startswith('--replays')), '--replays=2', '--designs=6']
   if given[0] == 'tabulate':  # the small experiment, whose every candidate climbs
     given = [word.replace('configs/replay.py', 'configs/smoke.py') for word in given]
     given += [f'--config.rungs.small.{name}' for name in ('share=1', 'false_discoveries=0.999', 'rounds=1')]

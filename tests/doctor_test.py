@@ -315,6 +315,7 @@ def test_an_archive_of_another_experiment_or_corpus_is_not(workdir):
   holds(doctor.check_archive(EXPERIMENT, str(workdir), 'decade', ''), 'FAIL', 'c0ffee and not decade', 'the text')
 
 
+@pytest.mark.slow
 def test_an_archive_that_nobody_named_is_no_objection(workdir, tmp_path, monkeypatch, capsys):
   """After `make search` the usual workdir holds a run; asking about other settings is no mistake."""
   objection = doctor.check_archive(with_(training={'steps': 300}), str(workdir), '', '')

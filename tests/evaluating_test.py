@@ -99,6 +99,7 @@ def evaluate(*arguments):
   return main.main(['evaluate', *map(str, arguments)])
 
 
+@pytest.mark.slow
 @pytest.mark.jail
 def test_an_entry_answers_and_is_compared_with_the_baseline(workdir, stand_in, jail, capsys):
   flags = (f'--workdir={workdir}', '--tasks=one,two', '--limit=6')
@@ -195,6 +196,7 @@ def test_a_corpus_that_is_gone_wants_its_tokenizer_named(tmp_path, stand_in, cap
   assert '--tokenizer=tokenizer.json, or bytes' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.jail
 def test_a_model_that_is_not_the_archives_says_so(workdir, stand_in, jail, capsys):
   """The parameters of another width: the worker refuses, and the command passes on why."""

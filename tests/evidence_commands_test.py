@@ -106,6 +106,7 @@ def test_what_the_last_round_measured_is_archived_as_it_arrives(searched, capsys
   assert before < set(rows_of(capsys, workdir / 'rungs/small'))
 
 
+@pytest.mark.slow
 def test_verify_again_lets_only_the_others_climb_and_an_interrupted_choice_stands(searched, capsys):
   workdir, kind = searched
   kind.interrupt_after = len(kind.jobs) + 4
@@ -244,6 +245,7 @@ def test_an_interrupted_claim_stays_registered_and_goes_on(searched, capsys):
   assert len(list((workdir / 'claims').iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_the_vault_is_read_once_for_whoever_stands_on_either_side(searched, capsys):
   workdir, _ = searched
   ids = sorted(id for id in rows_of(capsys, workdir) if id > 1)

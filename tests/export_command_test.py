@@ -75,6 +75,7 @@ def test_its_tests_can_fail(exported):
   assert process.returncode == 1 and '1 failed' in process.stdout, process.stdout
 
 
+@pytest.mark.slow
 def test_it_runs_inside_other_peoples_code(exported):
   process = python('-c', FOREIGN, folder=exported[0], also=str(ROOT))
   assert process.returncode == 0, process.stderr

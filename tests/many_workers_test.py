@@ -3,6 +3,8 @@
 import functools
 import json
 
+import pytest
+
 from asiarch_jax.shell import archive
 from asiarch_jax.shell import runner as runners
 from tests.cli import ROOT
@@ -15,6 +17,7 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_twenty_workers_fill_one_archive(monkeypatch, tmp_path, capsys):
   monkeypatch.syspath_prepend(str(ROOT / 'tests' / 'shell'))
   busy, most = set(), [0]

@@ -34,6 +34,7 @@ def file(tmp_path_factory):
   return place
 
 
+@pytest.mark.slow
 def test_a_search_becomes_a_table_after_an_interruption(use, tmp_path, capsys):
   arguments = ('tabulate', *CONFIG, f'--workdir={tmp_path / "run"}', f'--out={tmp_path / "t.json.xz"}', '--cycles=9')
   use.interrupt_after = 13

@@ -19,6 +19,7 @@ def killed_search(workdir, cycles, kills, seed=0):
   return json.loads(head)['kills'], outcomes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kills_wanted, cycles', [(6, 20), pytest.param(20, 60, marks=pytest.mark.sweep)])
 def test_an_archive_after_many_kills_equals_that_of_an_uninterrupted_search(tmp_path, kills_wanted, cycles):
   never, whole = killed_search(tmp_path / 'whole', cycles, 0)

@@ -94,9 +94,10 @@ def test_the_text_of_a_sound_proposal_is_allowed(row):
   assert [finding for finding in source.check(source_of(row.name)) if not finding.passed] == []
 
 
-# Some in every run, since each takes seconds; the rest in the sweep.
+# Some in every run, since each takes seconds; some in CI's; the rest in the sweep.
 def some(rows):
-  return [row if n % 6 == 0 else pytest.param(row, marks=pytest.mark.sweep) for n, row in enumerate(rows)]
+  marks = {0: [], 3: pytest.mark.slow, 6: pytest.mark.slow, 9: pytest.mark.slow}
+  return [pytest.param(row, marks=marks.get(n % 12, pytest.mark.sweep)) for n, row in enumerate(rows)]
 
 
 @pytest.mark.parametrize('row', some(SOUND), ids=by_name)
@@ -113,6 +114,7 @@ def test_a_wrong_proposal_is_refused_for_its_own_reason(row):
   assert row.says in failure.reason, failure.reason
 
 
+@pytest.mark.slow
 def test_sound_proposals_are_different_functions():
   names = {}
   for row in SOUND:
@@ -120,6 +122,7 @@ def test_sound_proposals_are_different_functions():
   assert [same for same in names.values() if len(same) > 1] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('row', REPEATED, ids=by_name)
 def test_a_repeated_proposal_is_its_twin_in_other_words(row):
   assert fingerprint(row.name) == fingerprint(row.twin)

@@ -366,6 +366,7 @@ def unchanged(text):
   return measured(SMALL, text)
 
 
+@pytest.mark.slow
 def test_the_same_settings_measure_the_same(text, unchanged):
   assert measured(SMALL, text) == unchanged
 

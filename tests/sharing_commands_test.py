@@ -203,6 +203,7 @@ def test_an_import_that_cannot_be(tmp_path, capsys, monkeypatch, arguments, said
   assert status == 2 and 'there is no archive' in error
 
 
+@pytest.mark.slow
 def test_a_real_worker_measures_an_import(smoke, tmp_path):
   shutil.copytree(smoke[0], tmp_path / 'run')
   (tmp_path / 'mine.py').write_text(samples.SOURCE.replace('cumsum(x_BTD, axis=1)', 'cumsum(x_BTD[:, ::-1], axis=1)'))

@@ -62,6 +62,7 @@ def same(ours, theirs):
     np.testing.assert_allclose(one['test_bits'], other['test_bits'], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_command_on_two_hosts_trains_as_on_one(smoke, tmp_path):
   """One host trained the same in the small search, beside a second seed."""
   small = ('--config=configs/smoke.py', '--json', '--config.training.seeds=1', '--config.tasks.names=()')

@@ -218,6 +218,7 @@ def start(workdir, url, cycles):
   )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_call_it_goes_on_and_counts_what_was_spent(tmp_path):
   class Hang(Respond):
     def __call__(self, request):

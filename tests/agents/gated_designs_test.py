@@ -26,12 +26,14 @@ def refused(design, lengths=SETTINGS.checks.lengths):
   return tuple(finding for finding in findings if not finding.passed)
 
 
+@pytest.mark.slow
 def test_keys_of_any_length_are_for_the_gate_to_judge():
   """What the genome cannot know: the erasing memory runs away on such keys, the one that only adds does not."""
   assert 'finite' in {finding.check for finding in refused(LOOSE)}
   assert refused(genome.canonical(Genome(key_norm='none', delta=False, retention=True))) == ()
 
 
+@pytest.mark.slow
 def test_what_the_gate_refused_is_repaired():
   first = suspected(LOOSE, refused(LOOSE))[0]
   assert (first.field, first.new) == ('key_norm', 'l2')

@@ -12,6 +12,7 @@ from asiarch_jax.checks import cost, source
 from asiarch_jax.commands import baseline_names, baseline_proposal
 from asiarch_jax.records import Selection
 from tests import samples
+from tests.marks import slow_but
 
 MODEL = config.Model(width=16, heads=2, mlp_width=24)
 
@@ -21,7 +22,7 @@ def copy(name='delta_net', outcomes=(), seed=0, **changes):
   return author.propose(Selection(None), outcomes, np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize('name', baseline_names())
+@pytest.mark.parametrize('name', slow_but(baseline_names()[::3], baseline_names()))
 def test_a_copy_of_any_baseline_keeps_to_the_contract_and_computes_the_same_function(name):
   made = copy(name)
   assert source.failure(source.check(made.source)) is None
@@ -32,6 +33,7 @@ def test_a_copy_of_any_baseline_keeps_to_the_contract_and_computes_the_same_func
   assert cost.fingerprint(built[0], 16) == cost.fingerprint(built[1], 16)
 
 
+@pytest.mark.slow
 def test_its_mixers_start_elsewhere_and_its_host_does_not():
   mixers = [contract.load(p.source, p.name) for p in (copy(), copy(seed=1), baseline_proposal('delta_net'))]
   first, second, base = (lm.LanguageModel(m, MODEL).initial_parameters(jax.random.key(0)) for m in mixers)

@@ -12,6 +12,7 @@ from asiarch_jax.agents.genes import GENES, Genome
 from asiarch_jax.agents.genome import GENOMES
 from asiarch_jax.arch.baselines import delta_net, gated_delta_net
 from asiarch_jax.checks import source
+from tests.marks import slow_but
 
 ALLOWED = {'jax', 'jax.numpy', 'flax', 'math', 'typing', 'einops', 'pallas_kernels'}
 D, H, T = 12, 2, 37  # one full chunk of the fading sum and a rest
@@ -64,6 +65,7 @@ def test_designs_parse_pass_the_source_check_and_fit_the_page(count):
   assert len(texts) == count
 
 
+@pytest.mark.slow
 def test_every_field_changes_the_source_alone():
   """Walks all fields: some design's text changes when this field alone does, for each of its values."""
   waiting = {(name, value) for name, gene in GENES.items() for value in gene.values}
@@ -175,7 +177,7 @@ def runs(design, text=None):
   assert sum(leaf.size for leaf in leaves) == genome.parameters(design, D, H)
 
 
-@pytest.mark.parametrize('index', range(11))
+@pytest.mark.parametrize('index', slow_but([0, 5], range(11)))
 def test_sampled_designs_run(index):
   runs(sample(index))
 

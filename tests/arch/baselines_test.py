@@ -11,6 +11,7 @@ import pytest
 from asiarch_jax.arch import contract
 from asiarch_jax.arch.baselines import delta_net, gated_delta_net, softmax_attention
 from pallas_kernels import causal_conv, l2_normalise
+from tests.marks import slow_but
 
 MODULES = {module.__name__.rpartition('.')[2]: module for module in (delta_net, gated_delta_net, softmax_attention)}
 ALLOWED = {'jax', 'jax.numpy', 'jax.lax', 'jax.nn', 'flax', 'math', 'functools', 'typing', 'einops', 'pallas_kernels'}
@@ -54,7 +55,7 @@ def test_a_baseline_is_written_as_a_proposal(name):
   np.testing.assert_array_equal(called(mixer)(x_BTD), applied(name, x_BTD))
 
 
-@pytest.mark.parametrize('T', [1, 37, 70])
+@pytest.mark.parametrize('T', slow_but([1, 70], [1, 37, 70]))
 @pytest.mark.parametrize('name', MODULES)
 def test_the_future_and_the_other_rows_do_not_matter(name, T):
   x_BTD = inputs(T)

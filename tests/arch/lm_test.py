@@ -197,6 +197,7 @@ def kept_by(saves, capsys):
   return gradient, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_rematerialised_block_keeps_what_was_asked_for(capsys):
   found = {saves: kept_by(saves, capsys) for saves in ('nothing', 'kernels', 'products', 'both')}
   for gradient, _ in found.values():

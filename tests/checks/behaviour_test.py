@@ -11,6 +11,7 @@ import pytest
 from asiarch_jax import config
 from asiarch_jax.arch import contract
 from asiarch_jax.checks import behaviour, source
+from tests.marks import slow_but
 
 ROOT = pathlib.Path(__file__).parents[2]
 HERE = pathlib.Path(__file__).parent
@@ -61,7 +62,7 @@ def test_there_are_guilty_mixers_for_every_check():
   assert {name for path in IN_DEED for name in guilt(path)} == set(behaviour.CHECKS)
 
 
-@pytest.mark.parametrize('name', ['delta_net', 'gated_delta_net'])
+@pytest.mark.parametrize('name', slow_but(['delta_net'], ['delta_net', 'gated_delta_net']))
 def test_baselines_pass_at_the_default_size(name):
   path = ROOT / f'asiarch_jax/arch/baselines/{name}.py'
   assert failed(gate(path, contract.spec_of(config.Model()))) == []
@@ -113,6 +114,7 @@ def test_the_gate_keeps_to_its_own_time():
   assert '60 s allowed' in failed(findings)[0].detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('lengths', [(1,), (7,), (16, 40), (1, 3, 5, 33, 70)])
 def test_other_lengths_can_be_configured(lengths):
   checks = dataclasses.replace(CHECKS, lengths=lengths)

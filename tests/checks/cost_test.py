@@ -38,7 +38,7 @@ def counted(function, *shapes):
   'name, kind, platform',
   [
     ('gated_delta_net', 'NVIDIA H100 80GB HBM3', 'cuda'),
-    ('kda', 'NVIDIA H100 80GB HBM3', 'cuda'),
+    pytest.param('kda', 'NVIDIA H100 80GB HBM3', 'cuda', marks=pytest.mark.slow),
     ('delta_net', 'TPU v5 lite', 'tpu'),
   ],
 )
@@ -240,6 +240,7 @@ def test_another_function_has_another_fingerprint_through(change):
   assert fingerprint(OTHER[change]) != fingerprint(TEXT)
 
 
+@pytest.mark.slow
 def test_fingerprints_of_baselines_and_innocents_differ_and_repeat():
   paths = [*sorted((HERE / 'innocent').glob('*.py')), *sorted((ROOT / 'asiarch_jax/arch/baselines').glob('[a-z]*.py'))]
   first = {path.stem: cost.fingerprint(module(path), D) for path in paths}

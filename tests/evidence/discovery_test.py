@@ -55,6 +55,7 @@ def test_with_many_events_the_truth_fits_best_and_a_wrong_shape_is_excluded(trut
     assert of_shape(found, 'saturating').parameters[0].value == math.inf, 'a growing rate has no end in sight'
 
 
+@pytest.mark.slow
 def test_more_events_choose_the_truth_more_often():
   rng = np.random.default_rng(1)
   right = {}
@@ -82,6 +83,7 @@ def simulated(repeats, sizes=(30.0,), draws=60):
   return np.mean(excluded), np.mean(parameters, axis=0), np.mean(curves, axis=0)
 
 
+@pytest.mark.slow
 def test_the_true_shape_is_seldom_excluded_and_intervals_cover():
   excluded, parameters, curves = simulated(6)  # 48 searches
   assert excluded <= 0.13
@@ -197,6 +199,7 @@ def test_input_that_contradicts_itself_is_refused(make, said):
     make()
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.floats(1e-4, 1e6), st.lists(st.booleans(), min_size=12, max_size=40).filter(lambda hits: 4 <= sum(hits) < 12))
 def test_the_unit_of_cost_does_not_matter(unit, hits):

@@ -217,6 +217,7 @@ def test_gradients_of_every_length_up_to_three_chunks(implementation, decay):
     draws.assert_close(got, want, specs.FLOAT32)
 
 
+@pytest.mark.slow
 @each_row
 @pytest.mark.parametrize(
   'decay, D',

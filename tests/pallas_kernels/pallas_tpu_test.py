@@ -44,6 +44,7 @@ def hard(drawn):
   return {**drawn, 'initial_state': 0 * drawn['initial_state']}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('decay', [pytest.param('none', marks=pytest.mark.sweep), 'scalar', 'channel'])
 def test_bfloat16_is_accurate_on_hard_operands(decay):
   drawn, _ = draws.operands(specs.Spec(1, 256, 1, 1, 128, 128, decay))
@@ -55,6 +56,7 @@ def test_bfloat16_is_accurate_on_hard_operands(decay):
   assert draws.error(state, want_state) < specs.BFLOAT16.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('decay', ['scalar', pytest.param('channel', marks=pytest.mark.sweep)])
 def test_boundaries_at_every_offset_of_a_chunk_are_the_recurrence(decay, T=130):
   ids = (np.arange(T)[None] > np.arange(T - 1)[:, None]).astype(np.int32)
@@ -117,6 +119,7 @@ def test_no_race_and_no_use_of_memory_before_it_is_written(decay):
 KINDS = ['shard_map', *(pytest.param(kind, marks=pytest.mark.sweep) for kind in ('vmap', 'scan', 'remat', 'recompute'))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_transformations_change_nothing(kind):
   drawn, _ = draws.operands(specs.Spec(2, 21, 1, 2, 8, 8, 'scalar'))

@@ -33,7 +33,12 @@ def in_pieces(mixer, variables, x_BTD, sizes):
 
 @pytest.mark.parametrize(
   'module, sizes',
-  [(delta_net, [T]), (delta_net, [7, 1, 1, 9, 5]), (gated_delta_net, [20, 1, 1, 1]), (kda, [7, 1, 1, 9, 5])],
+  [
+    pytest.param(delta_net, [T], marks=pytest.mark.slow),
+    (delta_net, [7, 1, 1, 9, 5]),
+    (gated_delta_net, [20, 1, 1, 1]),
+    pytest.param(kda, [7, 1, 1, 9, 5], marks=pytest.mark.slow),
+  ],
 )
 def test_pieces_give_what_the_whole_gives(module, sizes):
   mixer, variables, x_BTD = mixer_of(module)
@@ -41,6 +46,7 @@ def test_pieces_give_what_the_whole_gives(module, sizes):
   np.testing.assert_allclose(in_pieces(mixer, variables, x_BTD, sizes), whole, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_jitted_step_takes_and_gives_states():
   mixer, variables, x_BTD = mixer_of(gated_delta_net)
 

@@ -35,6 +35,7 @@ def test_mean_of():
   assert math.isnan(mean_of([]).value)
 
 
+@pytest.mark.slow
 def test_searching_beats_not_searching_where_children_resemble_their_parents():
   chosen = [policy for policy in POLICIES if policy.name in ('search', 'random')]
   plain = tables.table(90, noise=0.01)
@@ -83,6 +84,7 @@ def test_rules_do_not_see_the_upper_rung_and_the_limits_are_those_of_the_ladder(
   assert climbing(bench, dataclasses.replace(experiment(), rungs={'small': wide})) > climbing(bench, experiment())
 
 
+@pytest.mark.slow
 def test_belief_is_less_optimistic_and_nearer_to_the_other_half_than_measurement():
   faint = tables.table(60, noise=0.04, scale=0.25)
   rows = by_name(comparing.estimators(faint, replays=8, designs=50))
@@ -92,6 +94,7 @@ def test_belief_is_less_optimistic_and_nearer_to_the_other_half_than_measurement
   assert rows['believed'].covers.value > 0.9
 
 
+@pytest.mark.slow
 def test_the_error_leaves_out_the_noise_of_the_other_half():
   quiet = tables.table(60, noise=1e-4)
   rows = by_name(comparing.estimators(quiet, replays=4, designs=50))

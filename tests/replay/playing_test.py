@@ -58,6 +58,7 @@ def test_seeds_are_paired_whatever_they_stand_for(bench):
       assert theirs[ours.test_bits] == base[baseline.test_bits]
 
 
+@pytest.mark.slow
 def test_children_lie_near_their_parents(bench):
   apart, rng = [], np.random.default_rng(0)
   for seed in range(6):

@@ -21,6 +21,7 @@ from asiarch_jax.report import curve, details, figures, markup, page
 from asiarch_jax.report.drawing import ROLES, label
 from asiarch_jax.report.text import copies
 from tests import samples
+from tests.marks import slow_but
 
 EXPERIMENT = config.Experiment()
 PICTURES = {'leaderboard.png', 'progress.png', 'discoveries.png', 'lineage.png', 'losses.png', 'failures.png'}
@@ -150,6 +151,7 @@ def test_the_headline_counts_what_is_in_the_archive(forty):
   assert f'{shown} of {len(candidates)} are better than delta_net' in text
 
 
+@pytest.mark.slow
 def test_writing_twice_gives_the_same_page(tmp_path):
   outcomes = samples.archive(12)
   first, _ = written(outcomes, tmp_path / 'a')
@@ -242,6 +244,7 @@ def thought(tmp_path_factory):
   return outcomes, folder, *written(outcomes, folder, journal_events=samples.model_journal(outcomes))
 
 
+@pytest.mark.slow
 def test_a_search_with_models_shows_origins_spend_and_discoveries_against_each(thought):
   outcomes, folder, text, reader = thought
   drawn = {'discoveries_by_tokens.png', 'discoveries_by_dollars.png'}
@@ -334,7 +337,7 @@ ARCHIVES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('name', ARCHIVES)
+@pytest.mark.parametrize('name', slow_but(['empty', 'rejections', 'no baseline', 'diverged'], ARCHIVES))
 def test_any_archive_has_a_report(tmp_path, name):
   text, reader = written(ARCHIVES[name], tmp_path)
   assert len({attributes['id'] for attributes in reader.named('h2')} - {'tasks'}) == 11
@@ -355,6 +358,7 @@ def test_an_interval_without_limit_is_drawn_open_and_said(tmp_path):
   assert 'interval unknown' in ''.join(reader.text)
 
 
+@pytest.mark.slow
 def test_five_hundred_entries_are_written_in_time_and_size(tmp_path):
   outcomes = samples.archive(500, rejected=0.1)
   began = time.monotonic()

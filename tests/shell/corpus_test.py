@@ -457,6 +457,7 @@ def test_the_folder_of_the_docs_is_named_by_what_is_installed(tmp_path):
   assert folder == corpus.docs_folder(tmp_path) and folder.parent == tmp_path / 'corpora'
 
 
+@pytest.mark.slow
 def test_docs_make_a_corpus_divided_by_module(tmp_path):
   card = corpus.prepare('docs', tmp_path / 'docs', limit_bytes=1_500_000)
   text = corpus.load(tmp_path / 'docs')

@@ -1,6 +1,7 @@
 """Questions to a trained model through files, and a worker's answers against a scorer that asks one by one."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,17 @@ BYTES = text_encoding.encoding('bytes')
 MODEL = config.Model(width=8, layers=1, heads=2, mlp_width=8, init_stddev=0.5)
 EXPERIMENT = dataclasses.replace(config.Experiment(), model=MODEL)
 HOST = lm.LanguageModel(contract.load(samples.SOURCE), MODEL)
-PARAMETERS = HOST.initial_parameters(jax.random.key(1))
-APPLY = jax.jit(lambda tokens_BT: HOST.apply({'params': PARAMETERS}, tokens_BT))
+
+
+@functools.cache
+def parameters_of_host():
+  return HOST.initial_parameters(jax.random.key(1))
+
+
+def logits_of(tokens_BT):
+  return jax.jit(HOST.apply)({'params': parameters_of_host()}, tokens_BT)
+
+
 TERMS = Terms(max_length=24, tokens_per_call=96, vocabulary=256, end=0)
 
 
@@ -43,19 +53,19 @@ def job(content, **changes):
 
 @pytest.fixture
 def folder(tmp_path):
-  content = questions.write(tmp_path / 'asked', REQUESTS, TERMS, BYTES, jobfolder.by_path(PARAMETERS))
+  content = questions.write(tmp_path / 'asked', REQUESTS, TERMS, BYTES, jobfolder.by_path(parameters_of_host()))
   return tmp_path / 'asked', content
 
 
 def test_what_is_read_is_what_was_written(folder):
   requests, terms, encoding, parameters = questions.read(folder[0])
   assert tuple(requests) == REQUESTS and terms == TERMS and encoding.name == BYTES.name
-  for path, array in jobfolder.by_path(PARAMETERS).items():
+  for path, array in jobfolder.by_path(parameters_of_host()).items():
     np.testing.assert_array_equal(parameters[path], array)
 
 
 def test_the_name_of_a_folder_is_that_of_its_content(tmp_path, folder):
-  parameters = jobfolder.by_path(PARAMETERS)
+  parameters = jobfolder.by_path(parameters_of_host())
   asked = [
     (REQUESTS, TERMS, parameters),
     (REQUESTS[1:], TERMS, parameters),
@@ -102,7 +112,7 @@ def brute(request):
   """The log-probability of the scored ids, whole texts without padding; what follows, a token at a time."""
 
   def unpadded(shown):
-    return np.asarray(APPLY(jnp.asarray(shown, jnp.int32)[None])[0], np.float64)
+    return np.asarray(logits_of(jnp.asarray(shown, jnp.int32)[None])[0], np.float64)
 
   def nats(shown, scored):
     logits = unpadded(shown[:-1])

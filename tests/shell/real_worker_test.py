@@ -11,6 +11,7 @@ from asiarch_jax.shell import runner, sandbox
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENT = config.worker_part(config.Experiment())
 HEAD = """
+import gc
 import os
 import pathlib
 import socket
@@ -26,7 +27,7 @@ class Mixer(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD):
-    print('ATTACK', flush=True)
+    print('ATTACK', gc.get_threshold(), flush=True)
     {attack}
     return nn.Dense(self.width, dtype=self.dtype)(x_BTD)
 """
@@ -60,13 +61,15 @@ def test_a_good_proposal_passes_the_gate(jail, tmp_path):
   'attack, kinds',
   [
     ('socket.create_connection(("127.0.0.1", 1), timeout=1)', {'error', 'checks'}),
-    ('pathlib.Path(jax.__file__).with_name("planted.py").write_text("")', {'error', 'checks'}),
+    pytest.param(
+      'pathlib.Path(jax.__file__).with_name("planted.py").write_text("")', {'error', 'checks'}, marks=pytest.mark.slow
+    ),
     ('jax.debug.callback(lambda x: os._exit(0), x_BTD)', {'killed', 'checks', 'error'}),
   ],
 )
 def test_an_attack_while_tracing_is_held(jail, tmp_path, attack, kinds):
   result, log = run(tmp_path, jail, HEAD.format(attack=attack), 'unchecked_worker')
-  assert 'ATTACK' in log, log
+  assert 'ATTACK (20000, 20, 50)' in log, log  # as seldom as a worker looks through what lives
   assert result.failure is not None and result.failure.kind in kinds, (result.failure, log)
 
 

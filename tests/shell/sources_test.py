@@ -164,6 +164,7 @@ def from_hub(monkeypatch, tmp_path, where, name=''):
   return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_local_folder_in_the_layout_of_the_hub_streams_offline(monkeypatch, tmp_path):
   pytest.importorskip('datasets')
   root = hub_folder(tmp_path / 'data')

@@ -17,6 +17,7 @@ import pytest
 from asiarch_jax import config
 from asiarch_jax.records import Job
 from asiarch_jax.shell import hosts, hub, processes, runner, sandbox, spmd
+from tests.marks import slow_but
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -106,7 +107,7 @@ def slices(monkeypatch):
     yield made
 
 
-@pytest.mark.parametrize('count', [2, 4])
+@pytest.mark.parametrize('count', slow_but([2], [2, 4]))
 def test_all_hosts_compute_a_job_and_the_first_one_has_its_result(slices, tmp_path, count):
   here = slices(tmp_path, count).follow(*range(1, count))
   result = here.run('MET = meet(10 * PROCESS)')
@@ -144,6 +145,7 @@ def test_limits_hold_on_every_host(slices, tmp_path, monkeypatch):
   assert failure.kind == 'memory' and failure.reason.startswith('on host 1')
 
 
+@pytest.mark.slow
 def test_a_worker_killed_from_outside_costs_one_attempt(slices, tmp_path):
   here = slices(tmp_path, 2).follow(1)
   thread, done = here.started(SLOW)
@@ -153,6 +155,7 @@ def test_a_worker_killed_from_outside_costs_one_attempt(slices, tmp_path):
   assert [one.note for one in here.progress if one.stage == 'lost'], here.progress
 
 
+@pytest.mark.slow
 def test_a_worker_killed_before_it_had_begun_costs_one_attempt(slices, tmp_path):
   here, done = slices(tmp_path, 2).follow(1), []
   thread = threading.Thread(target=lambda: done.append(here.run(SLOW)), daemon=True)
@@ -165,6 +168,7 @@ def test_a_worker_killed_before_it_had_begun_costs_one_attempt(slices, tmp_path)
   assert len([one for one in here.progress if one.stage == 'lost']) == 1
 
 
+@pytest.mark.slow
 def test_the_first_worker_killed_from_outside_costs_one_attempt(slices, tmp_path):
   here = slices(tmp_path, 2).follow(1)
   thread, done = here.started(SLOW)
@@ -175,6 +179,7 @@ def test_the_first_worker_killed_from_outside_costs_one_attempt(slices, tmp_path
   assert len([one for one in here.progress if one.stage == 'lost']) == 1
 
 
+@pytest.mark.slow
 def test_a_lost_host_that_comes_back_costs_one_attempt(slices, tmp_path):
   here = slices(tmp_path, 3).follow(1, 2)
   thread, done = here.started(SLOW)
@@ -203,6 +208,7 @@ def test_a_host_that_stays_away_is_named(slices, tmp_path):
   assert [one.note for one in here.progress if one.stage == 'wait'], 'it is said while it waits'
 
 
+@pytest.mark.slow
 def test_a_host_lost_again_and_again_ends_it(slices, tmp_path):
   here = slices(tmp_path, 2, retries=0).follow(1)
   thread, done = here.started(SLOW)
@@ -212,6 +218,7 @@ def test_a_host_lost_again_and_again_ends_it(slices, tmp_path):
   assert re.search(r'm was lost 1 times \(runner\.retries = 0\).*host 1 .* is gone', str(done[0]))
 
 
+@pytest.mark.slow
 def test_a_proposal_that_ends_its_own_worker_is_a_failure_and_no_end_of_the_search(slices, tmp_path, monkeypatch):
   monkeypatch.setattr(hub, 'AFTERMATH', 0.5)
   monkeypatch.setattr(spmd, 'REPEATS', 1)
@@ -229,6 +236,7 @@ def gone(meeting):
     member.link.close()
 
 
+@pytest.mark.slow
 def test_a_follower_outlives_its_leader_by_the_limit_and_its_worker_does_not(slices, tmp_path):
   here = slices(tmp_path, 2, join_seconds=10.0).follow(1)
   thread, _ = here.started('import time\nmeet(0)\ntime.sleep(300)')
@@ -245,6 +253,7 @@ def test_a_follower_outlives_its_leader_by_the_limit_and_its_worker_does_not(sli
   assert 'is gone; waiting 10 s for another' in said and 'no leader at 127.0.0.1' in said
 
 
+@pytest.mark.slow
 def test_a_follower_waits_for_a_new_leader(slices, tmp_path):
   here = slices(tmp_path, 2).follow(1)
   assert here.run('MET = meet(PROCESS)').failure is None
@@ -336,6 +345,7 @@ def test_a_worker_that_cannot_begin_is_a_fault_of_the_host(slices, tmp_path):
     here.run('meet(0)')
 
 
+@pytest.mark.slow
 def test_a_second_leader_at_the_same_port_is_told(slices, tmp_path):
   here = slices(tmp_path, 2)
   with pytest.raises(OSError, match=f'cannot listen at port {here.port}'):

@@ -113,6 +113,7 @@ def test_what_is_asked_follows_from_what_was_shown(name):
   assert [leaf.dtype for leaf in batch] == [np.int32, np.int32, np.float32]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('motif, length', [(3, 64), (2, 40), (1, 32)])
 def test_fuzzy_recall_asks_for_the_tokens_of_values_that_were_shown(motif, length):
   kind = dataclasses.replace(FUZZY, motif=motif, length=length)
@@ -126,6 +127,7 @@ def test_fuzzy_recall_asks_for_the_tokens_of_values_that_were_shown(motif, lengt
   np.testing.assert_array_equal(batch.tokens[:, 1:], batch.targets[:, :-1])
 
 
+@pytest.mark.slow
 def test_held_out_fuzzy_keys_are_of_the_largest_size_and_training_has_all():
   def sizes(batch):
     pad = FUZZY.vocabulary - 1

@@ -13,6 +13,7 @@ from tests.training import across_devices
 
 ROOT = pathlib.Path(__file__).parents[2]
 AT_ONCE = 'in a scan, at once'
+pytestmark = pytest.mark.slow  # all of it looks at one long run
 
 
 @pytest.fixture(scope='module')

@@ -1,5 +1,6 @@
 """Log-likelihoods and greedy continuations in buckets, against a scorer that asks for one token at a time."""
 
+import functools
 from typing import Any
 
 import jax
@@ -31,13 +32,19 @@ class CausalMean(nn.Module):
 
 
 HOST = lm.LanguageModel(CausalMean, MODEL)
-PARAMETERS = HOST.initial_parameters(jax.random.key(3))
+
+
+@functools.cache
+def parameters_of_host():
+  return HOST.initial_parameters(jax.random.key(3))
+
+
 LENGTHS = [(2, 1), (3, 2), (6, 3), (12, 11), (13, 1), (13, 12), (30, 7), (31, 30), (28, 13), (7, 0)]
 
 
 def scorer(**changes):
   sizes = {'max_length': MAX_LENGTH, 'tokens_per_call': 48, 'smallest': 4}
-  return likelihood.Scorer(HOST, PARAMETERS, **{**sizes, **changes})
+  return likelihood.Scorer(HOST, parameters_of_host(), **{**sizes, **changes})
 
 
 @pytest.fixture(scope='module')
@@ -54,12 +61,11 @@ def ids_of(length, seed=0):
 def alone():
   """log p(next | ids) of one text by itself, without padding."""
 
-  @jax.jit
-  def one(tokens_T):
-    return HOST.apply({'params': PARAMETERS}, tokens_T[None])[0, -1]
+  apply = jax.jit(HOST.apply)
 
   def nats(ids):
-    logits_Y = np.asarray(one(jnp.asarray(ids, jnp.int32)), np.float64)
+    logits_BTY = apply({'params': parameters_of_host()}, jnp.asarray(ids, jnp.int32)[None])
+    logits_Y = np.asarray(logits_BTY[0, -1], np.float64)
     return logits_Y - np.logaddexp.reduce(logits_Y)
 
   return nats
@@ -178,7 +184,7 @@ def test_an_empty_prompt_is_refused(shared):
 
 
 def test_an_answer_that_is_not_finite_is_no_answer():
-  broken = jax.tree.map(lambda leaf: leaf * np.nan, PARAMETERS)
+  broken = jax.tree.map(lambda leaf: leaf * np.nan, parameters_of_host())
   ours = likelihood.Scorer(HOST, broken, max_length=8, tokens_per_call=16)
   with pytest.raises(ValueError, match='request 0 is nan'):
     ours.loglikelihoods([Question([1, 2, 3], 2)])

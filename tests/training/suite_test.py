@@ -139,6 +139,7 @@ def test_each_replica_has_its_own_weight_decay():
     train.Trainer(host, training, mesh, 0, clock=time.monotonic, weight_decays=[0.0])
 
 
+@pytest.mark.slow
 def test_the_decoder_sees_the_last_position_alone():
   model = settings.model_of(dataclasses.replace(RECIPE, mlp_width=16), 8)
   tokens = jnp.array([[1, 2, 3, 7], [4, 5, 6, 7]])
@@ -190,6 +191,7 @@ def test_a_host_may_have_no_feed_forward():
   assert logits.shape == (1, 3, 16)
 
 
+@pytest.mark.slow
 def test_the_worker_measures_a_setting_and_its_result_travels():
   recipe = dataclasses.replace(RECIPE, epochs=1, seeds=2, learning_rates=(1e-3, 1e-2), weight_decays=(0.0, 0.1))
   setting = setting_of(dataclasses.replace(MIX[0], examples=16), recipe, tests=MIX)
@@ -213,6 +215,7 @@ def test_source_outside_the_rules_is_refused_before_it_is_loaded():
   assert result.failure.kind == 'checks' and result.suite is None
 
 
+@pytest.mark.slow
 def test_runs_that_all_diverge_are_a_failure_and_not_a_zero():
   source = fakes.MIXER.replace('return nn', 'return jnp.inf * nn', 1)
   assert source != fakes.MIXER
