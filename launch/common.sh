@@ -227,13 +227,19 @@ interruptible() {
     "$@"
     return
   fi
-  # shellcheck disable=SC2046  # no job, no word
-  trap 'trap "" INT TERM HUP; kill $(jobs -p) 2>/dev/null || true; wait; echo >&2; reattach >&2; exit 130' INT TERM HUP
+  trap 'trap "" INT TERM HUP; end_all; echo >&2; reattach >&2; exit 130' INT TERM HUP
   (
     trap - INT QUIT # else what runs beside a shell ignores them
     "$@"
   ) &
   wait "$!"
+}
+
+# end_all: ends what this shell runs; with all below it where this shell leads a process group, as a terminal's job does.
+end_all() {
+  # shellcheck disable=SC2046  # no job, no word
+  kill -- "-$$" 2>/dev/null || kill $(jobs -p) 2>/dev/null || true
+  wait
 }
 
 # ---- on the hosts

@@ -557,6 +557,18 @@ def test_ctrl_c_says_how_to_come_back_and_how_to_tear_down(desk, name, pattern, 
   assert not destroying(desk.calls) and not desk.remote('stop')
 
 
+@pytest.mark.parametrize('name, pattern', [('tpu_gke', 'kubectl logs *'), ('gpu_hosts', 'ssh *job follow*')])
+def test_sigterm_to_a_script_alone_ends_what_it_runs(desk, name, pattern):
+  script, *flags = EVERY[name]
+  desk.plan(pattern, 'touch "$DESK/hangs"; exec sleep 30')
+  all_goes_well(desk)
+  process = desk.begin(script, *flags, f'--logs={desk.logs}', program=ARGUMENTS)
+  desk.until((desk.folder / 'hangs').exists)
+  process.terminate()
+  _, err = process.communicate(timeout=10)  # which ends when nobody holds the pipes any more
+  assert process.returncode == 130 and 'logs --name=search' in err
+
+
 def test_no_ctrl_c_is_forgotten_whenever_it_comes(desk):
   """A shell that asks its tools again and again forgot one in thirty."""
   asks = """
