@@ -33,21 +33,19 @@ def both(spec, *, implementation='xla', chunk_size=16, change=lambda drawn: draw
   return got, draws.truth(drawn, ids, cotangents)
 
 
-# Kernels are interpreted on CPU, slowly: two specs meet both kinds of decay, packing and grouping.
 # What other cases and the hard operands below have in them.
 COVERED = ('grouped_channel', 'packed', 'half_masked', 'forgets_at_once', 'forgets_channels_at_once')
-QUICK = ('packed_scalar', 'grouped_channel')
+# Kernels are interpreted on CPU, slowly: two specs meet both kinds of decay, packing and grouping.
+INTERPRETED = {'packed_scalar': [], 'grouped_channel': [pytest.mark.slow]}
 
 
 def small(implementation):
-  return [
-    pytest.param(name, implementation, marks=[pytest.mark.sweep] if long else [pytest.mark.slow] if slow else [])
-    for name in specs.SMALL
-    for long in [
-      (implementation == 'pallas_tpu' and name not in QUICK) or (implementation == 'xla' and name in COVERED)
-    ]
-    for slow in [(implementation, name) == ('pallas_tpu', 'grouped_channel')]
-  ]
+  def marks(name):
+    if implementation == 'pallas_tpu':
+      return INTERPRETED.get(name, [pytest.mark.sweep])
+    return [pytest.mark.sweep] if implementation == 'xla' and name in COVERED else []
+
+  return [pytest.param(name, implementation, marks=marks(name)) for name in specs.SMALL]
 
 
 @pytest.mark.parametrize('name, implementation', [case for name in CHUNKED for case in small(name)])
