@@ -12,9 +12,9 @@ decay of each channel between the tokens of a pair,
 where sums end at the borders of runs. The sums are written so that nothing in them cancels but dG, in which a pair of
 tokens enters once with each sign, each time as the product of the very factors, rounded, that met (see `tpu_adjoints`).
 
-Each block of the grid takes one chunk of one value head. Its two warpgroups make E and F, one each, and then the
-gradients of half of the channels each, `PART` at a time, level by level of `gpu_levels`, the lowest at once where the
-gates of the chunk are gentle.
+Each block of the grid takes one chunk of one value head; where K or V is 256, only a slice of it, as in `gpu_gradient`.
+Its two warpgroups make E and F, one each, and then the gradients of half of the channels each, `PART` at a time, level
+by level of `gpu_levels`, the lowest at once where the gates of the chunk are gentle.
 """
 
 from __future__ import annotations
@@ -28,10 +28,22 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import gpu_levels
-from pallas_kernels.gpu_gradient import Reversed, grouped
+from pallas_kernels.gpu_gradient import Reversed, Slices, grouped
 from pallas_kernels.gpu_layout import CHUNK, Channels, Kept, Layout, Operands
 from pallas_kernels.gpu_levels import PART, SQUARE, Place, widened
-from pallas_kernels.gpu_math import LANES, ROWS, added_product, down, kernel, load, load_turned, matrix, product, store
+from pallas_kernels.gpu_math import (
+  LANES,
+  ROWS,
+  added_product,
+  down,
+  kernel,
+  load,
+  load_turned,
+  matrix,
+  product,
+  store,
+  summed_products,
+)
 
 Array = jax.Array
 GROUPS = 2
@@ -78,28 +90,33 @@ def found(
     'steepest': gates.steepest,
   }
   given = {name: x for name, x in given.items() if x is not None}
-  values, keys, states = matrix((V, CHUNK)), gpu_levels.parts(K), gpu_levels.parts(K, V)
+  slices = Slices.of(layout)
+  values, keys, states = matrix((V, CHUNK)), gpu_levels.parts(slices.keys), gpu_levels.parts(slices.keys, V)
+  late = V > 128  # the states after the chunk take the place of do
   scratch = {
-    'do': matrix((CHUNK, V)),
+    'do_and_after': plgpu.RefUnion(matrix((CHUNK, V)), states) if late else (matrix((CHUNK, V)), states),
     'update': values,
     'dr': values,
     'q': keys,
     'k': keys,
     'states': states,
-    'after': states,
     'met': matrix((4, *SQUARE)),
     'steps': gpu_levels.pieces(GROUPS, count=gpu_levels.STEP_PIECES),
     'factors': gpu_levels.pieces(GROUPS),
     'diagonal': plgpu.SMEM((CHUNK,), jnp.float32),
     'beta': plgpu.SMEM((CHUNK,), jnp.float32),
     'values_here': plgpu.Barrier(num_arrivals=3),
-    'keys_here': plgpu.Barrier(num_arrivals=4 * K // PART),
+    'keys_here': plgpu.Barrier(num_arrivals=(3 if late else 4) * slices.keys // PART),
     'both_met': plgpu.Barrier(num_arrivals=GROUPS),
   }
+  if late:
+    scratch |= {'do_read': plgpu.Barrier(num_arrivals=GROUPS)}
+    scratch |= {'after_here': plgpu.Barrier(num_arrivals=slices.keys // PART)}
   result = jax.ShapeDtypeStruct
 
-  def body(*refs, **here):
-    _block(layout, dict(zip(given, refs, strict=False)), Found(*refs[len(given) :]), here)
+  def body(*refs, do_and_after, **here):
+    here['do'], here['after'] = do_and_after
+    _block(layout, slices, dict(zip(given, refs, strict=False)), Found(*refs[len(given) :]), here)
 
   made = kernel(
     body,
@@ -108,9 +125,10 @@ def found(
       result((B, T, HV, K), jnp.bfloat16),
       result((B, T, HV, V), jnp.bfloat16),
       result((B, T, HV, K), jnp.float32),
-      result((B, HV, N, GROUPS + V // CHUNK, CHUNK), jnp.float32),
+      result((B, HV, N, K // PART + V // CHUNK, CHUNK), jnp.float32),
     ],
-    grid=(HV, N, B),
+    # The slices of a head are neighbours, for what they all read to be in the second level cache.
+    grid=(HV * slices.count, N, B),
     grid_names=('head', 'chunk', 'row'),
     num_threads=GROUPS,
     thread_name='warpgroup',
@@ -121,35 +139,41 @@ def found(
   return Found(*made)
 
 
-def _block(layout: Layout, ins: dict, outs: Any, here: dict) -> None:
+def _block(layout: Layout, slices: Slices, ins: dict, outs: Any, here: dict) -> None:
   place = gpu_levels.place(ins)
+  cut: Any = 0
+  if slices.count > 1:
+    place, cut = place._replace(h=lax.div(place.h, jnp.int32(slices.count))), lax.rem(place.h, jnp.int32(slices.count))
   b, h, n, tokens = place[:4]
-  group = lax.axis_index('warpgroup')
+  group, parts, tiles = lax.axis_index('warpgroup'), slices.keys // PART, _tiles(layout)
+
+  def fetch(names, arrived):
+    for part in range(parts):
+      columns = pl.ds((cut * parts + part) * PART, PART)
+      for name in names:
+        place_of = (b, tokens, layout.key_head(h)) if name in 'qk' else (b, h, n, slice(None))
+        plgpu.copy_gmem_to_smem(ins[name].at[*place_of, columns], here[name].at[part], here[arrived])
 
   @pl.when(group == 0)
   def _():
     plgpu.copy_gmem_to_smem(ins['do'].at[b, tokens, h], here['do'], here['values_here'])
     for name in ('update', 'dr'):
       plgpu.copy_gmem_to_smem(ins[name].at[b, h, n], here[name], here['values_here'])
-    for part in range(layout.K // PART):
-      columns = pl.ds(part * PART, PART)
-      for name in ('q', 'k'):
-        source = ins[name].at[b, tokens, layout.key_head(h), columns]
-        plgpu.copy_gmem_to_smem(source, here[name].at[part], here['keys_here'])
-      for name in ('states', 'after'):
-        plgpu.copy_gmem_to_smem(ins[name].at[b, h, n, :, columns], here[name].at[part], here['keys_here'])
+    fetch(('q', 'k', 'states') if 'after_here' in here else ('q', 'k', 'states', 'after'), 'keys_here')
 
   plgpu.barrier_wait(here['values_here'])
 
   @pl.when(group == 0)
   def _():
     # The sign is in the mask: a fresh accumulator that is negated before it is multiplied came out as zeros on 0.11.2.
-    made, anew = product(load_turned(here['dr']), here['update']), place.anew()
+    made = summed_products([(load_turned(here['dr'].at[tile]), here['update'].at[tile]) for tile in tiles])
+    anew = place.anew()
     _both_ways(here['met'], E, E_TURNED, made * jnp.where(anew.seen() & (anew.i > anew.j), -1.0, 0.0))
 
   @pl.when(group == 1)
   def _():
-    made, anew = product(here['do'], here['update']), place.anew()
+    made = summed_products([(here['do'].at[:, tile], here['update'].at[tile]) for tile in tiles])
+    anew = place.anew()
     # Registers have no room for what each token has but once: it is read where it is wanted.
     here['beta'][...] = load(ins['beta'].at[b, h, tokens], ROWS, optimized=False)
     here['diagonal'][...] = (made * jnp.where(anew.i == anew.j, layout.scale, 0.0)).sum(1)
@@ -157,17 +181,34 @@ def _block(layout: Layout, ins: dict, outs: Any, here: dict) -> None:
 
   plgpu.barrier_arrive(here['both_met'])
   beta = load(ins['beta'].at[b, h, tokens], ROWS, optimized=False)
-  _values(layout, ins, outs, here, place, group, beta)
+  _values(layout, slices, cut, ins, outs, here, place, group, beta)
   plgpu.barrier_wait(here['both_met'])
   plgpu.barrier_wait(here['keys_here'])
-  turns = layout.K // PART // GROUPS
-
+  turns = parts // GROUPS
   first = gpu_levels.direct_level(ins['steepest'][b, h, n, 0])
 
-  def add_part(turn, dbeta):
-    return dbeta + _channels(layout, ins, outs, here, place, group, group * turns + turn, first)
+  def state_read():
+    """Says that this warpgroup reads do no more, whose place the states after the chunk then take."""
+    if 'after_here' in here:
+      plgpu.commit_smem()
+      plgpu.barrier_arrive(here['do_read'])
 
-  store(outs.beta.at[b, h, n, group], lax.fori_loop(0, turns, add_part, beta * 0.0))
+      @pl.when(group == 0)
+      def _():
+        plgpu.barrier_wait(here['do_read'])
+        fetch(('after',), 'after_here')
+
+  @pl.loop(0, turns)
+  def _(turn):
+    part = cut * parts + group * turns + turn
+    _channels(layout, slices, ins, outs, here, place, group, part, first, state_read)
+
+  plgpu.wait_smem_to_gmem(0)
+
+
+def _tiles(layout: Layout) -> list[Any]:
+  """Returns the rows of V that a product over all of them takes at once: a first factor has at most 128 columns."""
+  return [pl.ds(start, min(layout.V, 128)) for start in range(0, layout.V, 128)]
 
 
 def _both_ways(met: Any, slot: int, turned: int, x: Array) -> None:
@@ -178,38 +219,46 @@ def _both_ways(met: Any, slot: int, turned: int, x: Array) -> None:
   plgpu.commit_smem()
 
 
-def _values(layout: Layout, ins: dict, outs: Any, here: dict, place: Place, group: Any, beta: Array) -> None:
+def _values(
+  layout: Layout, slices: Slices, cut: Any, ins: dict, outs: Any, here: dict, place: Place, group: Any, beta: Array
+) -> None:  # fmt: skip
   """Makes dv, and <v, dr>, of 64 columns of V."""
-  tiles = layout.V // CHUNK
+  tiles = slices.values // CHUNK
 
   @pl.when(group < tiles)
   def _():
-    tile = jnp.minimum(group, tiles - 1)
+    tile = cut * tiles + jnp.minimum(group, tiles - 1)
     columns = pl.ds(tile * CHUNK, CHUNK)
     dr = load_turned(here['dr'].at[columns]).astype(jnp.float32)
     values = ins['v'].at[place.b, place.tokens, place.h, columns]
     v_dr = (load(values, plgpu.Layout.WGMMA, optimized=False).astype(jnp.float32) * dr).sum(1)
-    store(outs.beta.at[place.b, place.h, place.n, GROUPS + tile], v_dr)
+    store(outs.beta.at[place.b, place.h, place.n, layout.K // PART + tile], v_dr)
     store(outs.v.at[place.b, place.tokens, place.h, columns], (dr * down(beta, SQUARE)).astype(jnp.bfloat16))
 
 
 def _channels(
-  layout: Layout, ins: dict, outs: Any, here: dict, place: Place, group: Any, part: Any, first: Any
-) -> Array:
-  """Makes the gradients of `PART` channels; returns <k, x> over them.
+  layout: Layout, slices: Slices, ins: dict, outs: Any, here: dict, place: Place, group: Any, part: Any, first: Any,
+  state_read: Any,
+) -> None:  # fmt: skip
+  """Makes the gradients of `PART` channels, and <k, x> over them.
 
-  `first` is the number of the level that meets directly.
+  `part` is their number, `first` that of the level that meets directly. `state_read` is called when what the chunk
+  received has been read.
   """
-  shape, columns = (CHUNK, PART), pl.ds(part * PART, PART)
+  shape, columns, tiles = (CHUNK, PART), pl.ds(part * PART, PART), _tiles(layout)
 
   def own(name):
     """Returns what is this warpgroup's own, its address made anew, for the reason that `Place.anew` has."""
     return here[name].at[lax.optimization_barrier(group)]
 
-  gpu_levels.split(gpu_levels.wide_steps(ins['log_decay'].at[place.b, place.tokens, place.h, columns]), own('steps'))
+  def held(name):
+    return here[name].at[part if slices.count == 1 else lax.rem(part, jnp.int32(slices.keys // PART))]
+
+  steps = gpu_levels.wide_steps(ins['log_decay'].at[place.b, place.tokens, place.h, columns])
+  gpu_levels.split(steps, own('steps'))
 
   def operand(name):
-    return widened(load(here[name].at[part], plgpu.Layout.WGMMA))
+    return widened(load(held(name), plgpu.Layout.WGMMA))
 
   def of_token(name):
     return down(load(here[name], ROWS, optimized=False), shape)
@@ -228,9 +277,12 @@ def _channels(
     anew = place.anew()
     return gpu_levels.summed(gpu_levels.ones(counts(anew.i, anew.j) & anew.same_run()), own('factors'))
 
-  rise = decay(lambda i, j: i >= j, place.sees)
-  x = product(load_turned(here['dr']), here['states'].at[part]) * (-1.0 * rise)
-  y = product(load(here['do'], plgpu.Layout.WGMMA), here['states'].at[part]) * (layout.scale * rise)
+  rise = decay(lambda i, j: i >= j, place.ends().sees)
+  states = held('states')
+  x = summed_products([(load_turned(here['dr'].at[tile]), states.at[tile]) for tile in tiles]) * (-1.0 * rise)
+  y = summed_products([(load(here['do'].at[:, tile], plgpu.Layout.WGMMA), states.at[tile]) for tile in tiles])
+  y = y * (layout.scale * rise)
+  state_read()
   dG = operand('q') * y + beta_k() * x
   itself = of_token('diagonal')  # cancels in dG
   x, y, z, dG = lax.fori_loop(
@@ -239,33 +291,42 @@ def _channels(
     lambda log_half, sums: _level(here, own, place, operand, beta_k, log_half, log_half == first, sums),
     (x, y + itself * operand('k'), itself * operand('q'), dG),
   )
+
+  def handed_out(source, target, x):
+    """Writes x by way of what it is the gradient of, which nothing reads any more."""
+    source[...] = x.astype(source.dtype)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(source, target.at[place.b, place.tokens, place.h, columns])
+
+  handed_out(held('q'), outs.q, y)
+  store(outs.beta.at[place.b, place.h, place.n, part], (operand('k') * x).sum(1))
+  if 'after_here' in here:
+    plgpu.barrier_wait(here['after_here'])
+  after = held('after')
+  w = summed_products([(load_turned(here['update'].at[tile]), after.at[tile]) for tile in tiles])
+  w = w * decay(lambda i, j: i < j, place.ends().counts)
+  k_w = operand('k') * w
+  handed_out(held('k'), outs.k, x * of_token('beta') + z + w)
+  dlog_decay = within_run(lambda i, j: i > j, k_w) + within_run(lambda i, j: i <= j, dG)
+  dlog_decay = dlog_decay + _ends(layout, held, own, place, 0.0 * of_token('beta'), decay, place.ends().survives)
   part, b, h, n = lax.optimization_barrier((part, place.b, place.h, place.n))
-  columns, tokens = pl.ds(part * PART, PART), pl.ds(n * CHUNK, CHUNK)
-  # Each is written when it is made: registers have no room for all at once.
-  store(outs.q.at[b, tokens, h, columns], y.astype(jnp.bfloat16))
-  k_x = (operand('k') * x).sum(1)
-  w = product(load_turned(here['update']), here['after'].at[part]) * decay(lambda i, j: i < j, place.counts)
-  store(outs.k.at[b, tokens, h, columns], (x * of_token('beta') + z + w).astype(jnp.bfloat16))
-  dlog_decay = within_run(lambda i, j: i > j, operand('k') * w) + within_run(lambda i, j: i <= j, dG)
-  dlog_decay = dlog_decay + _ends(layout, here, own, place, part, 0.0 * of_token('beta'), decay)
-  store(outs.log_decay.at[b, tokens, h, columns], dlog_decay)
-  return k_x
+  store(outs.log_decay.at[b, pl.ds(n * CHUNK, CHUNK), h, pl.ds(part * PART, PART)], dlog_decay)
 
 
-def _ends(layout: Layout, here: dict, own: Any, place: Place, part: Any, zero: Array, decay: Any) -> Array:
+def _ends(layout: Layout, held: Any, own: Any, place: Place, zero: Array, decay: Any, survives: Any) -> Array:
   """Returns e^(G_C) sum_v S dS' of each channel, the same for all tokens: each step decays all of what is kept."""
 
   def add_tile(tile, sums):
     state, after = (
-      load(here[name].at[part, pl.ds(tile * CHUNK, CHUNK)], plgpu.Layout.WGMMA).astype(jnp.float32)
+      load(held(name).at[pl.ds(tile * CHUNK, CHUNK)], plgpu.Layout.WGMMA).astype(jnp.float32)
       for name in ('states', 'after')
     )
     return sums + state * after
 
   gpu_levels.split(lax.fori_loop(0, layout.V // CHUNK, add_tile, zero), own('factors'))
   sums = gpu_levels.summed(gpu_levels.ones(place.anew().i >= 0), own('factors'))
-  kept = decay(lambda i, j: i >= 0)
-  return sums * kept if place.survives is None else sums * kept * place.survives
+  keep = decay(lambda i, j: i >= 0)
+  return sums * keep if survives is None else sums * keep * survives
 
 
 def _level(here: dict, own: Any, place: Place, operand: Any, beta_k: Any, log_half: Any, direct: Any, sums: Any) -> Any:

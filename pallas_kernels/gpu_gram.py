@@ -22,7 +22,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import gpu_levels
 from pallas_kernels.gpu_layout import CHUNK, LOG2_E, NEVER, Layout
-from pallas_kernels.gpu_levels import SQUARE, Place, widened
+from pallas_kernels.gpu_levels import SQUARE, Ends, Place, widened
 from pallas_kernels.gpu_math import (
   COLUMNS,
   LANES,
@@ -188,8 +188,9 @@ def _head_grams(layout: Layout, ins: dict, outs: dict, here: dict, place: Place)
     decay = jnp.exp2(jnp.where(seen, down(total, SQUARE) - across(load(here['total'], COLUMNS), SQUARE), NEVER))
     rise, fall = jnp.exp2(total), jnp.exp2(jnp.minimum(here['total'][CHUNK - 1] - total, 0.0))
   fall = rise if fall is None else fall
-  if place.sees is not None:
-    rise, fall = rise * place.sees, fall * place.counts
+  ends = place.ends()
+  if ends.sees is not None:
+    rise, fall = rise * ends.sees, fall * ends.counts
   for row, factor in enumerate((rise, fall, rise * layout.scale)):
     here['factors'].at[row][...] = factor
 
@@ -286,12 +287,13 @@ def _channel_grams(layout: Layout, ins: dict, outs: dict, here: dict, place: Pla
   anew = place.anew()
   qk = jnp.where(anew.i == anew.j, down(itself, SQUARE), qk * down(longest, SQUARE))
   until, after = gpu_levels.ones(anew.i >= anew.j), gpu_levels.ones(anew.i < anew.j)
-  lax.fori_loop(0, parts, lambda part, _: _operands(layout, outs, here, place, part, operand, until, after), None)
+  ends = place.ends()
+  lax.fori_loop(0, parts, lambda part, _: _operands(layout, outs, here, place, ends, part, operand, until, after), None)
   return jnp.where(place.anew().seen(), kk, 0.0), lambda: jnp.where(place.anew().seen(), qk, 0.0)
 
 
 def _operands(
-  layout: Layout, outs, here, place: Place, part: Any, operand: Any, until: Array, after: Array
+  layout: Layout, outs, here, place: Place, ends: Ends, part: Any, operand: Any, until: Array, after: Array
 ) -> None:  # fmt: skip
   """Writes what the sweep takes of one part of the channels; `until` has the tokens up to each, `after` the rest."""
   columns, steps = pl.ds(part * PART, PART), here['steps'].at[part]
@@ -303,9 +305,9 @@ def _operands(
   here['totals'].at[:, pl.ds(0, PART)][...] = total
   last = load(here['totals'].at[CHUNK - 1, pl.ds(0, PART)], COLUMNS, optimized=False)
   made = {
-    'k_in': lambda: masked(operand('k', part) * jnp.exp2(total), place.sees),
-    'q_in': lambda: masked(operand('q', part) * jnp.exp2(total) * layout.scale, place.sees),
-    'k_out': lambda: masked(operand('k', part) * jnp.exp2(gpu_levels.summed(after, steps)), place.counts),
+    'k_in': lambda: masked(operand('k', part) * jnp.exp2(total), ends.sees),
+    'q_in': lambda: masked(operand('q', part) * jnp.exp2(total) * layout.scale, ends.sees),
+    'k_out': lambda: masked(operand('k', part) * jnp.exp2(gpu_levels.summed(after, steps)), ends.counts),
   }
   for name, make in made.items():
     here['part'][...] = make().astype(jnp.bfloat16)
@@ -313,4 +315,4 @@ def _operands(
     plgpu.copy_smem_to_gmem(here['part'], outs[name].at[place.b, place.tokens, place.h, columns])
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
   keep = jnp.exp2(last)
-  outs['keep'].at[place.b, place.h, place.n, columns][...] = keep if place.survives is None else keep * place.survives
+  outs['keep'].at[place.b, place.h, place.n, columns][...] = keep if ends.survives is None else keep * ends.survives

@@ -42,12 +42,18 @@ def spread(ref: Any) -> tuple[Array, Array]:
   return down(load(ref, ROWS, optimized=False), SQUARE), across(load(ref, COLUMNS, optimized=False), SQUARE)
 
 
-class Place(NamedTuple):
-  """A chunk's row of the batch, value head, number and tokens; their numbers within it, by rows and by columns.
+class Ends(NamedTuple):
+  """Which tokens of a chunk see the state that it receives, and which its end sees, as factors; and whether that state
+  survives the chunk. None where all is seen."""
 
-  Where there are segments, also the runs of its tokens; which tokens see the state that the chunk receives, and its end
-  them; and whether that state survives the chunk. None where all is seen.
-  """
+  sees: Any = None
+  counts: Any = None
+  survives: Any = None
+
+
+class Place(NamedTuple):
+  """A chunk's row of the batch, value head, number and tokens; their numbers within it, by rows and by columns; and,
+  where there are segments, the runs of all tokens of the row, [T]."""
 
   b: Any
   h: Any
@@ -55,10 +61,7 @@ class Place(NamedTuple):
   tokens: Any
   row: Array
   column: Array
-  run: Any = None
-  sees: Any = None
-  counts: Any = None
-  survives: Any = None
+  runs: Any = None
 
   @property
   def i(self) -> Array:
@@ -72,14 +75,24 @@ class Place(NamedTuple):
 
   def seen(self) -> Array:
     """Returns which pairs i, j there are of a token i that sees j."""
-    return self.i >= self.j if self.run is None else (self.i >= self.j) & self.same_run()
+    return self.i >= self.j if self.runs is None else (self.i >= self.j) & self.same_run()
 
   def same_run(self) -> Array:
     """Returns which pairs are of one run."""
-    if self.run is None:
+    if self.runs is None:
       return self.i >= 0
-    row, column = spread(self.run)
+    row, column = spread(self.runs.at[self.tokens])
     return row == column
+
+  def ends(self) -> Ends:
+    """Returns what the borders of runs hide, read anew."""
+    if self.runs is None:
+      return Ends()
+    before = jnp.where(self.n > 0, self.runs[jnp.maximum(self.n * CHUNK - 1, 0)], 0)
+    last = self.runs[self.n * CHUNK + CHUNK - 1]
+    runs = load(self.runs.at[self.tokens], ROWS, optimized=False)
+    sees, counts = (jnp.where(runs == x, 1.0, 0.0) for x in (before, last))
+    return Ends(sees, counts, jnp.where(last == before, 1.0, 0.0))
 
   def anew(self) -> Place:
     """Returns the same for the compiler to see as another: what it makes of places it would keep, and find no room."""
@@ -93,14 +106,7 @@ def place(ins: dict) -> Place:
   tokens = pl.ds(n * CHUNK, CHUNK)
   # Of one axis each: made of both, every entry's row is computed, and kept, apart.
   row, column = (plgpu.broadcasted_iota(jnp.int32, (CHUNK,), 0, layout=layout) for layout in (ROWS, COLUMNS))
-  if 'run' not in ins:
-    return Place(b, h, n, tokens, row, column)
-  run = ins['run'].at[b]
-  runs = load(run.at[tokens], ROWS, optimized=False)
-  before = jnp.where(n > 0, run[jnp.maximum(n * CHUNK - 1, 0)], 0)
-  last = run[n * CHUNK + CHUNK - 1]
-  sees, counts = (jnp.where(runs == x, 1.0, 0.0) for x in (before, last))
-  return Place(b, h, n, tokens, row, column, run.at[tokens], sees, counts, jnp.where(last == before, 1.0, 0.0))
+  return Place(b, h, n, tokens, row, column, ins['run'].at[b] if 'run' in ins else None)
 
 
 def parts(channels: int, rows: int = CHUNK, dtype: Any = jnp.bfloat16, width: int = PART) -> Any:

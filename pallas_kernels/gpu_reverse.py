@@ -206,6 +206,7 @@ def _cotangents(
   shape, parts = (TILE, CHUNK), key_parts(layout.K)
   after_here, dr_here = handed
   after_out, dr_out = out
+  full = here.k_out is not None and len(parts) > 1  # registers, of which do must then wait for some
 
   def step(turn, after_VK):
     slot, n = lax.rem(turn, slots), layout.N - 1 - turn
@@ -225,13 +226,14 @@ def _cotangents(
     def gate(row):
       return across(load(here.gates.at[slot, row], COLUMNS), shape)
 
-    do_VC = load_turned(here.do.at[slot, tile])
+    do_VC: Any = None if full else load_turned(here.do.at[slot, tile])
     keys = here.k if here.k_out is None else here.k_out
     du_VC = product(narrow_VK, keys.at[slot, :, parts[0]].transpose((1, 0)))
     for part, more_VK in zip(parts[1:], after_VK[1:], strict=True):
       narrow_VK = more_VK.astype(jnp.bfloat16)
       write_more = functools.partial(write, part, narrow_VK)
       du_VC = added_product(du_VC, narrow_VK, keys.at[slot, :, part].transpose((1, 0)), write_more)
+    do_VC = load_turned(here.do.at[slot, tile]) if full else do_VC
     if here.k_out is None:
       du_VC = du_VC * gate(FALL)
     du_VC = added_product(du_VC, do_VC, here.read.at[slot])
@@ -243,7 +245,8 @@ def _cotangents(
       kept_VK = [x * here.gates[slot, RISE, CHUNK - 1] for x in after_VK]
       do_VC = (do_VC.astype(jnp.float32) * gate(READ)).astype(jnp.bfloat16)
     else:
-      kept_VK = [x * across(load(here.keep.at[slot], COLUMNS), x.shape) for x in after_VK]
+      keep = [load(here.keep.at[slot, part], COLUMNS) for part in parts]
+      kept_VK = [x * across(factor, x.shape) for factor, x in zip(keep, after_VK, strict=True)]
     before_VK = [added_product(x, do_VC, here.q.at[slot, :, part]) for part, x in zip(parts, kept_VK, strict=True)]
     write_VC = (dr_VC * gate(MINUS_WRITE)).astype(jnp.bfloat16)
     before_VK = [added_product(x, write_VC, here.k.at[slot, :, part]) for part, x in zip(parts, before_VK, strict=True)]

@@ -209,6 +209,7 @@ def _states(layout: Layout, slots: int, tile, here: Operands, handed: Handed, ba
   shape, parts = (TILE, CHUNK), key_parts(layout.K)
 
   channels = here.k_out is not None
+  full = channels and len(parts) > 1  # registers, of which v must then wait for some
 
   def step(n, state_VK):
     slot = lax.rem(n, slots)
@@ -226,7 +227,7 @@ def _states(layout: Layout, slots: int, tile, here: Operands, handed: Handed, ba
         plgpu.barrier_wait(barriers.state_read)
 
       hand_on(parts[0], narrow_VK)
-      return load_turned(here.v.at[slot, tile])
+      return None if full else load_turned(here.v.at[slot, tile])
 
     plgpu.barrier_wait(barriers.filled.at[slot])
     recalled_VC, v_VC = product(narrow_VK, here.k.at[slot, :, parts[0]].transpose((1, 0)), hand_on_first)
@@ -234,13 +235,15 @@ def _states(layout: Layout, slots: int, tile, here: Operands, handed: Handed, ba
       narrow_VK = more_VK.astype(jnp.bfloat16)
       hand_on_more = functools.partial(hand_on, part, narrow_VK)
       recalled_VC = added_product(recalled_VC, narrow_VK, here.k.at[slot, :, part].transpose((1, 0)), hand_on_more)
+    v_VC = load_turned(here.v.at[slot, tile]) if full else v_VC
     if not channels:
       recalled_VC = recalled_VC * across(load(here.gates.at[slot, 0], COLUMNS), shape)
     wrong_VC = (v_VC.astype(jnp.float32) - recalled_VC).astype(jnp.bfloat16)
 
     def decayed():
       if channels:
-        return [x * across(load(here.gates.at[slot], COLUMNS), x.shape) for x in state_VK]
+        keep = [load(here.gates.at[slot, part], COLUMNS) for part in parts]
+        return [x * across(factor, x.shape) for factor, x in zip(keep, state_VK, strict=True)]
       return [x * here.gates[slot, 0, CHUNK - 1] for x in state_VK]
 
     update_VC, decayed_VK = product(wrong_VC, here.written.at[slot].transpose((1, 0)), decayed)

@@ -19,6 +19,8 @@ from pallas_kernels import target, tiling
 from pallas_kernels.gpu_layout import CHUNK, Channels, Gates, Kept, Layout, Operands
 
 Array = jax.Array
+# Decays whose kernels, as they are, have not run on a device: compiled and interpreted, and to be had by name alone.
+NOT_RUN = ('channel',)
 RESIDUALS = tuple(f'delta_rule_{field}' for kind in (Kept, Gates, Channels) for field in kind._fields)
 
 
@@ -41,6 +43,11 @@ def refuses(call: Any) -> str | None:
   """Returns why the kernels do not take a call (`rows.Call`), or None where they do."""
   if not on_hopper():
     return 'there is no Hopper GPU, and its kernels cannot be interpreted elsewhere'
+  if call.decay in NOT_RUN and not call.requested:
+    return (
+      f"with a decay per {call.decay} its kernels have not run on a device as they are: implementation='mosaic_gpu' "
+      'has them nevertheless'
+    )
   if call.dtype != jnp.bfloat16:
     return f'it takes q, k and v in bfloat16, not {call.dtype}'
   if call.compute_dtype != jnp.float32:
@@ -50,8 +57,6 @@ def refuses(call: Any) -> str | None:
   if max(call.K, call.V) > tiling.GPU_CHANNELS[-1]:
     most = tiling.GPU_CHANNELS[-1]
     return f'K = {call.K} and V = {call.V} must not exceed {most}: a larger state does not fit registers'
-  if call.decay == 'channel' and max(call.K, call.V) > 128:
-    return f'with a decay per channel K = {call.K} and V = {call.V} must not exceed 128: three kinds of keys do not fit'
   if call.chunk_size not in (None, CHUNK):
     return f'its chunks have {CHUNK} tokens, not {call.chunk_size}'
   return None

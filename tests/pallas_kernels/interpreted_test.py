@@ -21,7 +21,8 @@ def interpret(*arguments):
   [
     *('one_chunk', 'scalar_128', 'grouped', 'packed', 'scalar_128_256', 'scalar_256_128'),
     *('channel_64', 'channel_128', 'channel_grouped', 'channel_packed', 'channel_hundreds', 'channel_hard'),
-    *('channel_of_every_level', 'channel_of_every_level_packed'),
+    *('channel_of_every_level', 'channel_of_every_level_packed', 'channel_256', 'channel_grouped_200'),
+    *('channel_256_128', 'channel_packed_256', 'channel_of_every_level_256', 'channel_hard_256'),
   ],
 )
 def test_outputs_and_gradients_are_those_of_the_recurrence(name):
@@ -30,10 +31,16 @@ def test_outputs_and_gradients_are_those_of_the_recurrence(name):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize('name', ['scalar_64_128', 'channel_64'])
+@pytest.mark.parametrize('name', ['scalar_64_128', 'channel_64', 'channel_128_256'])
 def test_warpgroups_do_not_race(name):
   done = interpret(name, '--race')
   assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+@pytest.mark.timeout(600)
+def test_a_kernel_without_fences_is_found():
+  done = interpret('channel_128_256', '--race', '--unfenced')
+  assert done.returncode == 1 and 'warpgroups race' in done.stderr
 
 
 @pytest.mark.timeout(600)

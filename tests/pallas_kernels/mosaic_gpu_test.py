@@ -38,7 +38,6 @@ def hopper():
     ({'precision': jax.lax.Precision.HIGHEST}, 'HIGHEST'),
     ({'K': 257}, 'K = 257'),
     ({'V': 300}, 'V = 300'),
-    ({'decay': 'channel', 'V': 129}, 'V = 129 must not exceed 128'),
     ({'chunk_size': 32}, 'not 32'),
   ],
 )
@@ -46,7 +45,16 @@ def test_the_door_names_what_it_refuses(change, reason):
   with hopper():
     assert mosaic_gpu.refuses(CALL) is None
     assert reason in mosaic_gpu.refuses(dataclasses.replace(CALL, **change))
-    assert mosaic_gpu.refuses(dataclasses.replace(CALL, K=256, V=256)) is None
+    for decay in ('none', 'scalar', 'channel'):
+      assert mosaic_gpu.refuses(dataclasses.replace(CALL, K=256, V=256, decay=decay)) is None
+
+
+def test_what_has_not_run_on_a_device_is_not_chosen_without_its_name():
+  with hopper():
+    for decay in ('none', 'scalar', 'channel'):
+      reason = mosaic_gpu.refuses(dataclasses.replace(CALL, decay=decay, requested=False))
+      assert (reason is not None) == (decay in mosaic_gpu.NOT_RUN)
+      assert reason is None or "implementation='mosaic_gpu'" in reason
 
 
 def test_the_package_is_imported_without_what_mosaic_gpu_wants():
@@ -180,6 +188,13 @@ CASES = {
   'channel_of_every_level': (Spec(1, 448, 1, 1, 64, 64, 'channel'), of_every_level),
   'channel_of_every_level_packed': (Spec(1, 448, 1, 1, 128, 64, 'channel', boundary=0.05), of_every_level),
   'channel_hard': (Spec(1, 256, 1, 1, 128, 128, 'channel'), hard),
+  'channel_256': (Spec(1, 192, 2, 2, 256, 256, 'channel'), as_drawn),
+  'channel_128_256': (Spec(1, 100, 2, 2, 128, 256, 'channel'), as_drawn),
+  'channel_256_128': (Spec(1, 130, 2, 2, 256, 128, 'channel'), as_drawn),
+  'channel_grouped_200': (Spec(1, 100, 1, 3, 200, 136, 'channel'), as_drawn),
+  'channel_packed_256': (Spec(1, 300, 1, 1, 256, 256, 'channel', boundary=0.05), as_drawn),
+  'channel_of_every_level_256': (Spec(1, 448, 1, 1, 256, 64, 'channel'), of_every_level),
+  'channel_hard_256': (Spec(1, 256, 1, 1, 256, 256, 'channel'), hard),
 }
 
 
