@@ -54,8 +54,8 @@ def delta_rule(
     chunk_size: tokens done at once, a power of two; chosen from the shapes if None. T may be any length.
     precision: of the matrix products; None is HIGHEST for operands of 32 bits and more.
     recompute: keep only the operands for the backward pass and make the rest again: less memory, more work.
-    implementation: a key of IMPLEMENTATIONS, or None for the first that supports the call. 'mosaic_gpu' with a decay a
-      channel is compiled and interpreted, not yet run on hardware as it is, and answers by name alone.
+    implementation: a key of IMPLEMENTATIONS, or None for the first that supports the call. 'mosaic_gpu' answers by name
+      alone what is compiled, not yet run on hardware: a decay a channel, and grouped heads of more than 128.
     axis_name: the mesh axis that the tokens are spread over, inside `shard_map`: each shard gives its own T tokens, in
       the order of the axis, and `segment_ids` of them. The result is that of all tokens on one device: `initial_state`
       comes before the first token of all, and the final state after the last of all, both the same on every shard.

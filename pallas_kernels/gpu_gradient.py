@@ -259,7 +259,7 @@ def _block(
       yield source.at[b, h, n], target
 
   q, k, v, sums = cast(Any, out)
-  if layout.H != layout.HV:  # or registers would hold the place of sums from the start
+  if slices.count > 1 and layout.H != layout.HV:  # or registers would hold the place of sums from the start
     b, h, n = lax.optimization_barrier((b, h, n))
   sums = sums.at[b, h, n] if slices.count == 1 else sums.at[b, h, n, part]
   outs = Found(q.at[b, tokens, h, keys], k.at[b, tokens, h, keys], v.at[b, tokens, h, values], sums)

@@ -128,6 +128,7 @@ def gram(
 
 def _chunk(layout: Layout, ins: dict, outs: dict, here: dict) -> None:
   place = gpu_levels.place(ins)
+  ends = place.ends()
   b, h, n, tokens = place[:4]
   for name in 'kq':
     source, target, arrived = ins[name].at[b, tokens, layout.key_head(h)], here[f'{name}_CK'], here[f'{name}_here']
@@ -137,11 +138,11 @@ def _chunk(layout: Layout, ins: dict, outs: dict, here: dict) -> None:
     for part in range(layout.K // PART):
       plgpu.copy_gmem_to_smem(source.at[:, pl.ds(part * PART, PART)], target.at[part], arrived)
   if layout.decay == 'channel':  # which leaves no registers to hold the gates meanwhile
-    lower, read = _channel_grams(layout, ins, outs, here, place)
+    lower, read = _channel_grams(layout, ins, outs, here, place, ends)
     beta_row, beta_column = gpu_levels.spread(ins['beta'].at[b, h, tokens])
   else:
     beta_row, beta_column = gpu_levels.spread(ins['beta'].at[b, h, tokens])
-    lower, read = _head_grams(layout, ins, outs, here, place)
+    lower, read = _head_grams(layout, ins, outs, here, place, ends)
   lower = jnp.where(place.i > place.j, lower * beta_row, 0.0)
   here['lower_CC'][...] = lower.astype(jnp.float16)
   plgpu.commit_smem()
@@ -178,7 +179,7 @@ def _unit_lower_inverse(lower: Array, lower_CC: Any, inverse_CC: Any, i: Array, 
   return inverse
 
 
-def _head_grams(layout: Layout, ins: dict, outs: dict, here: dict, place: Place) -> tuple[Array, Any]:
+def _head_grams(layout: Layout, ins: dict, outs: dict, here: dict, place: Place, ends: Ends) -> tuple[Array, Any]:
   """Returns (k k^T, a function that gives q k^T), decayed, where tokens see each other; and leaves the gates."""
   decay, seen, rise, fall = None, place.seen(), jnp.where(place.i == place.i, 1.0, 0.0).max(1), None
   if 'log_decay' in ins:
@@ -188,7 +189,6 @@ def _head_grams(layout: Layout, ins: dict, outs: dict, here: dict, place: Place)
     decay = jnp.exp2(jnp.where(seen, down(total, SQUARE) - across(load(here['total'], COLUMNS), SQUARE), NEVER))
     rise, fall = jnp.exp2(total), jnp.exp2(jnp.minimum(here['total'][CHUNK - 1] - total, 0.0))
   fall = rise if fall is None else fall
-  ends = place.ends()
   if ends.sees is not None:
     rise, fall = rise * ends.sees, fall * ends.counts
   for row, factor in enumerate((rise, fall, rise * layout.scale)):
@@ -202,7 +202,7 @@ def _head_grams(layout: Layout, ins: dict, outs: dict, here: dict, place: Place)
   return decayed('k'), lambda: decayed('q')
 
 
-def _channel_grams(layout: Layout, ins: dict, outs: dict, here: dict, place: Place) -> tuple[Array, Any]:
+def _channel_grams(layout: Layout, ins: dict, outs: dict, here: dict, place: Place, ends: Ends) -> tuple[Array, Any]:
   """Returns what `_head_grams` does for a decay a channel, and writes the operands of the sweep, a part at a time.
 
   What meets is rounded to float16, as the inverse that it goes into: to bfloat16, the error of the output is a fifth
@@ -287,7 +287,6 @@ def _channel_grams(layout: Layout, ins: dict, outs: dict, here: dict, place: Pla
   anew = place.anew()
   qk = jnp.where(anew.i == anew.j, down(itself, SQUARE), qk * down(longest, SQUARE))
   until, after = gpu_levels.ones(anew.i >= anew.j), gpu_levels.ones(anew.i < anew.j)
-  ends = place.ends()
   lax.fori_loop(0, parts, lambda part, _: _operands(layout, outs, here, place, ends, part, operand, until, after), None)
   return jnp.where(place.anew().seen(), kk, 0.0), lambda: jnp.where(place.anew().seen(), qk, 0.0)
 

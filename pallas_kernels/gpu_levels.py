@@ -88,9 +88,9 @@ class Place(NamedTuple):
     """Returns what the borders of runs hide, read anew."""
     if self.runs is None:
       return Ends()
+    runs = load(self.runs.at[self.tokens], ROWS, optimized=False)
     before = jnp.where(self.n > 0, self.runs[jnp.maximum(self.n * CHUNK - 1, 0)], 0)
     last = self.runs[self.n * CHUNK + CHUNK - 1]
-    runs = load(self.runs.at[self.tokens], ROWS, optimized=False)
     sees, counts = (jnp.where(runs == x, 1.0, 0.0) for x in (before, last))
     return Ends(sees, counts, jnp.where(last == before, 1.0, 0.0))
 
