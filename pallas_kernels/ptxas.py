@@ -6,6 +6,7 @@ A pure reader of text, the one that the environment variables in `gpu_static.DUM
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Iterator
 
@@ -14,7 +15,8 @@ from collections.abc import Iterator
 class Kernel:
   """One kernel: registers of a thread, bytes of its stack and of its spills, and bytes of shared memory of a block.
 
-  `products` counts the wgmma instructions in its code (loops once); `shared_bytes` is None where JAX does not say.
+  `products` counts the wgmma instructions in its code (loops once); `shared_bytes` is None where JAX does not say;
+  `digest` is of its PTX, whatever lines of source that came from.
   """
 
   name: str
@@ -25,6 +27,7 @@ class Kernel:
   spill_load_bytes: int
   shared_bytes: int | None
   products: int
+  digest: str = ''
 
   @property
   def spills(self) -> bool:
@@ -57,6 +60,7 @@ def kernels(text: str) -> Iterator[Kernel]:
       loaded,
       shared[number] if len(shared) > number else None,
       code.count('wgmma.mma_async'),
+      hashlib.sha256(re.sub(r'(?m)^\s*\.loc\b.*\n', '', code).encode()).hexdigest()[:16],
     )
 
 

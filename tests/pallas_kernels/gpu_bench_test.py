@@ -1,6 +1,7 @@
 """The bench of GPUs, as far as it goes without one: floors, timings, what it does not time, what it says is missing."""
 
 import json
+import subprocess
 import time
 
 import jax
@@ -114,3 +115,17 @@ def test_what_is_wrong_or_refused_is_said_and_not_timed(monkeypatch, capsys):
   assert 'x fla' in right
   assert 'WRONG' in false and 'ms' not in false
   assert 'refused' in no and 'it has its reasons' in no
+
+
+def test_the_parity_suite_names_what_failed(monkeypatch):
+  ran = []
+
+  def run(command, **options):
+    ran.append(command)
+    return subprocess.CompletedProcess(command, 1, 'E  1 != 2\nFAILED here_test.py::test_it - 1 != 2\n1 failed\n', '')
+
+  monkeypatch.setattr(gpu_bench.subprocess, 'run', run)
+  said = gpu_bench.parity_suite('python').splitlines()
+  assert said == ['parity suite: FAILED: 1 failed', 'FAILED here_test.py::test_it - 1 != 2']
+  (command,) = ran
+  assert any(argument.endswith('mosaic_gpu_test.py') for argument in command) and command[0] == 'python'

@@ -1,12 +1,14 @@
-"""The gate of the GPU kernels: each compiles for an H100 without one, and none spills."""
+"""The gate of the GPU kernels: each compiles for an H100 without one, none spills, what is chosen ran on one."""
 
-import itertools
+import dataclasses
+import json
 import sys
 
+import jax
 import pytest
 
 from pallas_kernels import IMPLEMENTATIONS, bench, gpu_static, ptxas
-from pallas_kernels.gpu_static import Case
+from tests.pallas_kernels import ran
 
 DUMP = """Resources(smem_scratch_bytes=65536, tmem_scratch_cols=0, barrier_counts=Counter({}))
 //
@@ -30,9 +32,16 @@ FIRST = ptxas.Kernel('first', 384, 168, 16, 8, 12, 65536, 2)
 def test_kernels_are_read_from_a_dump():
   second = DUMP.replace('first', 'second').replace('8 bytes spill stores, 12', '0 bytes spill stores, 0')
   first, other = ptxas.kernels(DUMP + second)
-  assert first == FIRST and first.spills
+  assert dataclasses.replace(first, digest='') == FIRST and first.spills
   assert other.name == 'second' and not other.spills
   assert list(ptxas.kernels('nothing was compiled')) == []
+
+
+def test_code_is_told_apart_by_its_instructions_not_by_the_lines_it_came_from():
+  moved = DUMP.replace('\twgmma', '\t.loc\t1 20 3\n\twgmma')
+  other = DUMP.replace('{%f1};\n}', '{%f2};\n}')
+  first, same, changed = (next(ptxas.kernels(dump)).digest for dump in (DUMP, moved, other))
+  assert first == same != changed
 
 
 def test_a_jax_that_does_not_tell_shared_memory_leaves_it_open():
@@ -107,11 +116,7 @@ def test_a_kernel_that_holds_more_than_its_registers_is_reported(held, spills):
   assert kernel.spills == spills
 
 
-CASES = [
-  Case(decay, form, True, K=K, V=V)
-  for decay, form in itertools.product(gpu_static.DECAYS, gpu_static.FORMS)
-  for K, V in gpu_static.pairs(form)
-] + [Case('scalar', 'packed', True, B=64), Case('channel', 'packed', True, B=64)]  # two tiles a block
+RAN = json.loads(ran.PATH.read_text())
 # `make gpu-compile` compiles every case; a default run a sample.
 SAMPLE = {
   ('scalar', 'packed', 128, 128),
@@ -126,10 +131,20 @@ def marks(case):
   return [] if (case.decay, case.form, case.K, case.V) in SAMPLE else [pytest.mark.sweep]
 
 
+def test_what_is_chosen_without_its_name_is_known_to_have_run_on_a_device():
+  assert {case.name for case in ran.CASES if ran.chosen(case)} == set(RAN['cases'])
+  assert not all(map(ran.chosen, ran.CASES))
+
+
 @needs_compiler
 @pytest.mark.skipif('mosaic_gpu' not in IMPLEMENTATIONS, reason='no row mosaic_gpu')
-@pytest.mark.parametrize('case', [pytest.param(case, marks=marks(case), id=case.name) for case in CASES])
-def test_kernels_compile_for_an_h100_and_do_not_spill(case):
+@pytest.mark.parametrize('case', [pytest.param(case, marks=marks(case), id=case.name) for case in ran.CASES])
+def test_kernels_compile_for_an_h100_do_not_spill_and_are_what_ran_on_a_device(case):
   found = gpu_static.case_kernels(case)
   assert found
   assert not any(kernel.spills for kernel in found), gpu_static.table([(case.name, kernel) for kernel in found])
+  if ran.chosen(case) and jax.__version__ == RAN['jax']:
+    made = {kernel.name: kernel.digest for kernel in found}
+    assert made == RAN['cases'][case.name], (
+      'changed since it ran: name it in mosaic_gpu.not_run, or run it (see ran.py)'
+    )
