@@ -361,7 +361,8 @@ def parity_suite(python: str = sys.executable) -> str:
   if importlib.util.find_spec('pytest') is None:
     return 'parity suite: not run, pytest is not installed'
   command = [python, '-m', 'pytest', '--noconftest', '-q', '-rfE', '-m', 'not sweep', str(tests / 'delta_rule_test.py')]
-  command += [str(path) for path in sorted(tests.glob('gpu_*_test.py')) + sorted(tests.glob('mosaic_gpu*_test.py'))]
+  names = ('gpu_backward_test.py', 'gpu_bench_test.py', 'mosaic_gpu_test.py')  # not what only compiles
+  command += [str(tests / name) for name in names]
   if importlib.util.find_spec('xdist') is not None:
     command += ['-n', '4']  # most of the time is compiling; seven recurrences in float64 once filled the card
   environment = {**os.environ, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}

@@ -93,6 +93,8 @@ def found(
   slices = Slices.of(layout)
   values, keys, states = matrix((V, CHUNK)), gpu_levels.parts(slices.keys), gpu_levels.parts(slices.keys, V)
   late = V > 128  # the states after the chunk take the place of do
+  if late and slices.keys != GROUPS * PART:
+    raise ValueError(f'{slices.keys} channels a block, not {GROUPS * PART}: a second turn would find do gone')
   scratch = {
     'do_and_after': plgpu.RefUnion(matrix((CHUNK, V)), states) if late else (matrix((CHUNK, V)), states),
     'update': values,
@@ -105,10 +107,12 @@ def found(
     'factors': gpu_levels.pieces(GROUPS),
     'diagonal': plgpu.SMEM((CHUNK,), jnp.float32),
     'beta': plgpu.SMEM((CHUNK,), jnp.float32),
-    'values_here': plgpu.Barrier(num_arrivals=3),
+    'values_here': plgpu.Barrier(num_arrivals=4 if layout.segments else 3),
     'keys_here': plgpu.Barrier(num_arrivals=(3 if late else 4) * slices.keys // PART),
     'both_met': plgpu.Barrier(num_arrivals=GROUPS),
   }
+  if layout.segments:
+    scratch |= {'run': plgpu.SMEM((CHUNK,), jnp.int32)}
   if late:
     scratch |= {'do_read': plgpu.Barrier(num_arrivals=GROUPS)}
     scratch |= {'after_here': plgpu.Barrier(num_arrivals=slices.keys // PART)}
@@ -159,9 +163,12 @@ def _block(layout: Layout, slices: Slices, ins: dict, outs: Any, here: dict) -> 
     plgpu.copy_gmem_to_smem(ins['do'].at[b, tokens, h], here['do'], here['values_here'])
     for name in ('update', 'dr'):
       plgpu.copy_gmem_to_smem(ins[name].at[b, h, n], here[name], here['values_here'])
+    if layout.segments:
+      plgpu.copy_gmem_to_smem(place.run, here['run'], here['values_here'])
     fetch(('q', 'k', 'states') if 'after_here' in here else ('q', 'k', 'states', 'after'), 'keys_here')
 
   plgpu.barrier_wait(here['values_here'])
+  place = place._replace(run=here.get('run'))
 
   @pl.when(group == 0)
   def _():
@@ -187,8 +194,8 @@ def _block(layout: Layout, slices: Slices, ins: dict, outs: Any, here: dict) -> 
   turns = parts // GROUPS
   first = gpu_levels.direct_level(ins['steepest'][b, h, n, 0])
 
-  def state_read():
-    """Says that this warpgroup reads do no more, whose place the states after the chunk then take."""
+  def do_read():
+    """Says that this warpgroup reads do no more; when none does, the states after the chunk take its place."""
     if 'after_here' in here:
       plgpu.commit_smem()
       plgpu.barrier_arrive(here['do_read'])
@@ -201,7 +208,7 @@ def _block(layout: Layout, slices: Slices, ins: dict, outs: Any, here: dict) -> 
   @pl.loop(0, turns)
   def _(turn):
     part = cut * parts + group * turns + turn
-    _channels(layout, slices, ins, outs, here, place, group, part, first, state_read)
+    _channels(layout, slices, ins, outs, here, place, group, part, first, do_read)
 
   plgpu.wait_smem_to_gmem(0)
 
@@ -238,12 +245,11 @@ def _values(
 
 def _channels(
   layout: Layout, slices: Slices, ins: dict, outs: Any, here: dict, place: Place, group: Any, part: Any, first: Any,
-  state_read: Any,
+  do_read: Any,
 ) -> None:  # fmt: skip
   """Makes the gradients of `PART` channels, and <k, x> over them.
 
-  `part` is their number, `first` that of the level that meets directly. `state_read` is called when what the chunk
-  received has been read.
+  `part` is their number, `first` that of the level that meets directly. `do_read` is called when do has been read.
   """
   shape, columns, tiles = (CHUNK, PART), pl.ds(part * PART, PART), _tiles(layout)
 
@@ -282,7 +288,7 @@ def _channels(
   x = summed_products([(load_turned(here['dr'].at[tile]), states.at[tile]) for tile in tiles]) * (-1.0 * rise)
   y = summed_products([(load(here['do'].at[:, tile], plgpu.Layout.WGMMA), states.at[tile]) for tile in tiles])
   y = y * (layout.scale * rise)
-  state_read()
+  do_read()
   dG = operand('q') * y + beta_k() * x
   itself = of_token('diagonal')  # cancels in dG
   x, y, z, dG = lax.fori_loop(

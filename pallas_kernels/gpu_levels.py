@@ -53,7 +53,7 @@ class Ends(NamedTuple):
 
 class Place(NamedTuple):
   """A chunk's row of the batch, value head, number and tokens; their numbers within it, by rows and by columns; and,
-  where there are segments, the runs of all tokens of the row, [T]."""
+  where there are segments, the runs of all tokens of the row, [T], and those of the chunk, [C], where they are read."""
 
   b: Any
   h: Any
@@ -62,6 +62,7 @@ class Place(NamedTuple):
   row: Array
   column: Array
   runs: Any = None
+  run: Any = None
 
   @property
   def i(self) -> Array:
@@ -81,14 +82,14 @@ class Place(NamedTuple):
     """Returns which pairs are of one run."""
     if self.runs is None:
       return self.i >= 0
-    row, column = spread(self.runs.at[self.tokens])
+    row, column = spread(self.run)
     return row == column
 
   def ends(self) -> Ends:
     """Returns what the borders of runs hide, read anew."""
     if self.runs is None:
       return Ends()
-    runs = load(self.runs.at[self.tokens], ROWS, optimized=False)
+    runs = load(self.run, ROWS, optimized=False)
     before = jnp.where(self.n > 0, self.runs[jnp.maximum(self.n * CHUNK - 1, 0)], 0)
     last = self.runs[self.n * CHUNK + CHUNK - 1]
     sees, counts = (jnp.where(runs == x, 1.0, 0.0) for x in (before, last))
@@ -106,7 +107,10 @@ def place(ins: dict) -> Place:
   tokens = pl.ds(n * CHUNK, CHUNK)
   # Of one axis each: made of both, every entry's row is computed, and kept, apart.
   row, column = (plgpu.broadcasted_iota(jnp.int32, (CHUNK,), 0, layout=layout) for layout in (ROWS, COLUMNS))
-  return Place(b, h, n, tokens, row, column, ins['run'].at[b] if 'run' in ins else None)
+  if 'run' not in ins:
+    return Place(b, h, n, tokens, row, column)
+  runs = ins['run'].at[b]
+  return Place(b, h, n, tokens, row, column, runs, runs.at[tokens])
 
 
 def parts(channels: int, rows: int = CHUNK, dtype: Any = jnp.bfloat16, width: int = PART) -> Any:

@@ -148,7 +148,8 @@ def reverse(
 def _slots(given: Operands, tiles: int, K: int) -> int:
   """Returns how many chunks shared memory holds at once."""
   keys = 2 if given.k_out is None else 3
-  slot = 2 * CHUNK * (keys * K + tiles * TILE + 2 * CHUNK) + 4 * 4 * CHUNK
+  gates = 4 * CHUNK if given.keep is None else CHUNK + K
+  slot = 2 * CHUNK * (keys * K + tiles * TILE + 2 * CHUNK) + 4 * gates
   handed = 2 * tiles * TILE * (K + CHUNK)
   return min(4, (SHARED_BYTES - 2048 - handed) // slot)
 

@@ -161,7 +161,8 @@ class Barriers(NamedTuple):
 def _slots(layout: Layout, tiles: int) -> int:
   """Returns how many chunks shared memory holds at once."""
   K, rows = layout.K, 3 if layout.decay == 'channel' else 2
-  slot = 2 * CHUNK * (rows * K + tiles * TILE + 2 * CHUNK) + 3 * 4 * CHUNK
+  gates = K if layout.decay == 'channel' else 3 * CHUNK
+  slot = 2 * CHUNK * (rows * K + tiles * TILE + 2 * CHUNK) + 4 * gates
   handed = 2 * tiles * TILE * (K + 2 * CHUNK)
   # Barriers and whole units of 1024 bytes take less than is left; 2048 would cost K = 256 its second slot.
   return min(4, (SHARED_BYTES - 1024 - handed) // slot)

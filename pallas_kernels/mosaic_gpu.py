@@ -40,7 +40,7 @@ def on_hopper() -> bool:
 def not_run(call: Any) -> str | None:
   """Returns the kind of a call whose kernels are compiled and interpreted but have not run on a device, else None.
 
-  Such are to be had by name alone. All others compile, under JAX 0.11.2, to the very code that ran on one.
+  Such are to be had by name alone. All others are compiled by JAX 0.11.2 to the same PTX as when they ran on one.
   """
   if call.decay == 'channel':
     return 'with a decay per channel'
@@ -53,8 +53,6 @@ def refuses(call: Any) -> str | None:
   """Returns why the kernels do not take a call (`rows.Call`), or None where they do."""
   if not on_hopper():
     return 'there is no Hopper GPU, and its kernels cannot be interpreted elsewhere'
-  if not call.requested and (kind := not_run(call)):
-    return f"{kind} its kernels have not run on a device as they are: implementation='mosaic_gpu' has them nevertheless"
   if call.dtype != jnp.bfloat16:
     return f'it takes q, k and v in bfloat16, not {call.dtype}'
   if call.compute_dtype != jnp.float32:
@@ -66,6 +64,8 @@ def refuses(call: Any) -> str | None:
     return f'K = {call.K} and V = {call.V} must not exceed {most}: a larger state does not fit registers'
   if call.chunk_size not in (None, CHUNK):
     return f'its chunks have {CHUNK} tokens, not {call.chunk_size}'
+  if not call.requested and (kind := not_run(call)):
+    return f"{kind} its kernels have not run on a device as they are: implementation='mosaic_gpu' has them nevertheless"
   return None
 
 

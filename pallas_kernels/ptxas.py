@@ -38,7 +38,7 @@ def kernels(text: str) -> Iterator[Kernel]:
   """Yields the kernels of a dump in the order they were compiled.
 
   Raises:
-    ValueError: a kernel was compiled and ptxas's report of it is not in the form known here.
+    ValueError: a kernel was compiled, and its PTX is not there or ptxas's report of it not in the form known here.
   """
   shared = [int(found) for found in re.findall(r'smem_scratch_bytes=(\d+)', text)]
   codes = dict(_codes(text))
@@ -48,7 +48,8 @@ def kernels(text: str) -> Iterator[Kernel]:
     used = re.search(r'Used (\d+) registers', report)
     if stack is None or used is None:
       raise ValueError(f'no registers or spills of {name} in what ptxas printed: {report[:300]!r}')
-    code = codes.get(name, '')
+    if (code := codes.get(name)) is None:
+      raise ValueError(f'no PTX of {name} in what was printed, which has that of {sorted(codes)}')
     threads = re.search(r'\.(?:max|req)ntid (\d+)', code)
     stack_bytes, stored, loaded = map(int, stack.groups())
     yield Kernel(

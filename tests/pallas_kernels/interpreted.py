@@ -6,14 +6,14 @@ and what is checked is the rest: which block reads what, in which order, and eve
 output or gradient is beyond the tolerance of the device. `--race` also looks for races of warpgroups, in a case whose
 chunks shared memory holds all at once (a slot that is filled again when all have read it looks like a race to this
 interpreter, which wants a fence between a read and a copy). `--replicas` runs two side by side by `vmap`, which must be
-each alone. Two must fail: `--guilty` leaves out one level of a decay a channel; `--unfenced`, with `--race`, all fences
-of its gradients.
+each alone. Two must fail: `--guilty` leaves out one level of a decay a channel; `--without LINE` such a line of
+`gpu_channels.py`.
 """
 
 import argparse
 import os
+import pathlib
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,14 @@ def races():
   return found
 
 
+def leave_out(line):
+  """Makes `gpu_channels` do nothing where a line of it was."""
+  source = pathlib.Path(gpu_channels.__file__).read_text()
+  if source.count(line) != 1:
+    sys.exit(f'{line!r} stands {source.count(line)} times in {gpu_channels.__file__}, not once')
+  exec(compile(source.replace(line, 'pass'), gpu_channels.__file__, 'exec'), vars(gpu_channels))
+
+
 def patch():
   from jax._src.pallas.mosaic_gpu.interpret import shared_memory
 
@@ -121,20 +129,19 @@ def main():
   parser.add_argument('name', choices=mosaic_gpu_test.CASES)
   parser.add_argument('--race', action='store_true')
   parser.add_argument('--guilty', action='store_true')
-  parser.add_argument('--unfenced', action='store_true')
+  parser.add_argument('--without')
   parser.add_argument('--replicas', action='store_true')
   options = parser.parse_args()
   if lacking := missing():
     sys.exit(lacking)
   from jax._src.pallas.mosaic_gpu.interpret import params
 
+  if options.without:
+    leave_out(options.without)
   patch()
   found = races()
   if options.guilty:
     gpu_levels.LEVELS -= 1
-  if options.unfenced:
-    without = {**vars(gpu_channels.plgpu), 'commit_smem': lambda: None}
-    gpu_channels.plgpu = types.SimpleNamespace(**without)
   if options.replicas:
     with params.force_gpu_interpret_mode(params.InterpretGPUParams()):
       apart = mosaic_gpu_test.side_by_side(options.name)

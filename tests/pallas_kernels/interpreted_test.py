@@ -31,15 +31,22 @@ def test_outputs_and_gradients_are_those_of_the_recurrence(name):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize('name', ['scalar_64_128', 'channel_64', 'channel_128_256'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('scalar_64_128', 'channel_64', 'channel_128_256'),
+    *('channel_one_chunk', 'channel_one_chunk_256', 'channel_one_chunk_256_128'),
+  ],
+)
 def test_warpgroups_do_not_race(name):
   done = interpret(name, '--race')
   assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
 @pytest.mark.timeout(600)
-def test_a_kernel_without_fences_is_found():
-  done = interpret('channel_128_256', '--race', '--unfenced')
+@pytest.mark.parametrize('line', ["plgpu.barrier_wait(here['do_read'])", "plgpu.barrier_wait(here['both_met'])"])
+def test_a_race_is_found(line):
+  done = interpret('channel_128_256', '--race', '--without', line)
   assert done.returncode == 1 and 'warpgroups race' in done.stderr
 
 

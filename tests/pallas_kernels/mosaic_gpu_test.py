@@ -64,7 +64,9 @@ def test_what_has_not_run_on_a_device_is_not_chosen_without_its_name(change, kin
   with hopper():
     assert mosaic_gpu.refuses(call) is None
     reason = mosaic_gpu.refuses(dataclasses.replace(call, requested=False))
+    other = mosaic_gpu.refuses(dataclasses.replace(call, requested=False, dtype=jnp.dtype(jnp.float32)))
   assert reason is None if kind is None else reason.startswith(kind) and "implementation='mosaic_gpu'" in reason
+  assert 'bfloat16, not float32' in other  # what its name would not help is said first
 
 
 def test_the_package_is_imported_without_what_mosaic_gpu_wants():
@@ -198,6 +200,9 @@ CASES = {
   'channel_of_every_level': (Spec(1, 448, 1, 1, 64, 64, 'channel'), of_every_level),
   'channel_of_every_level_packed': (Spec(1, 448, 1, 1, 128, 64, 'channel', boundary=0.05), of_every_level),
   'channel_hard': (Spec(1, 256, 1, 1, 128, 128, 'channel'), hard),
+  'channel_one_chunk': (Spec(1, 64, 1, 1, 128, 128, 'channel'), as_drawn),
+  'channel_one_chunk_256': (Spec(1, 64, 1, 1, 256, 256, 'channel', boundary=0.05), as_drawn),
+  'channel_one_chunk_256_128': (Spec(1, 64, 1, 1, 256, 128, 'channel'), as_drawn),
   'channel_256': (Spec(1, 192, 2, 2, 256, 256, 'channel'), as_drawn),
   'channel_128_256': (Spec(1, 100, 2, 2, 128, 256, 'channel'), as_drawn),
   'channel_256_128': (Spec(1, 130, 2, 2, 256, 128, 'channel'), as_drawn),
