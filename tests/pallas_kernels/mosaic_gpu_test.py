@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from pallas_kernels import delta_rule, gpu_levels, implementations, mosaic_gpu, specs
+from pallas_kernels import delta_rule, gpu_channels, gpu_gradient, gpu_levels, implementations, mosaic_gpu, specs
+from pallas_kernels.gpu_layout import Channels, Kept, Layout, Operands
 from pallas_kernels.rows import Call
 from pallas_kernels.specs import Spec
 from tests.pallas_kernels import draws
@@ -124,6 +125,15 @@ def test_residuals_carry_the_names_that_remat_policies_keep(decay, made):
     names = set(re.findall(r'name=(delta_rule_\w+)\]', str(jax.make_jaxpr(jax.grad(loss))(x))))
   assert names == {f'delta_rule_{name}' for name in {'inverse', 'states', 'read', 'update'} | made}
   assert names <= set(implementations.RESIDUALS)
+
+
+def test_a_block_whose_states_take_the_place_of_do_has_one_turn(monkeypatch):
+  layout = Layout(1, 1, 1, 1, 256, 256, 'channel', False, 1.0)
+  assert gpu_gradient.Slices.of(layout).keys == 64
+  monkeypatch.setattr(gpu_gradient.Slices, 'of', lambda layout: gpu_gradient.Slices(2, 128, 128))
+  nothing = Operands(*[None] * 7), Channels(*[None] * 5), Kept(*[None] * 4), gpu_gradient.Reversed(*[None] * 3), None
+  with pytest.raises(ValueError, match='128 channels a block, not 64'):
+    gpu_channels.found(layout, *nothing)
 
 
 def test_the_steepest_step_says_at_which_level_tokens_meet_directly():
