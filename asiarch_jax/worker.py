@@ -18,7 +18,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -162,6 +162,11 @@ def matched(mixer: type, job: Job, settings: config.Experiment, mixer_flops: flo
   return width, Finding('parameters', True, f'{parameters} parameters with a feed-forward of {width}')
 
 
+def lost(losses_LR: np.ndarray, measured: Iterable[np.ndarray]) -> np.ndarray:
+  """Returns which replicas diverged: a loss on the way, or what was measured of them after it, is not finite."""
+  return ~np.isfinite(np.stack([*losses_LR, *measured])).all(axis=0)
+
+
 def learn(
   job: Job,
   settings: config.Experiment,
@@ -219,6 +224,7 @@ def learn(
       if split == job.split:
         scores = {name: pair for name, pair in measured.items() if TASKS[name].kind == 'corpus'}
         scores['bits_per_byte'] = (sums_RN * nats_to_bits, counts_RN)
+  lost_R = lost(fitted.losses, () if failure else bits.values())
   replicas = tuple(
     Replica(
       seed=training.first_seed + r // len(rates),
@@ -227,7 +233,7 @@ def learn(
       losses=tuple(round(float(loss), 6) for loss in fitted.losses[:, r]),
       validation_bits=float(bits['validation'][r]),
       test_bits=float(bits[job.split][r]),
-      diverged=bool(not np.isfinite(fitted.losses[:, r]).all()),
+      diverged=bool(lost_R[r]),
     )
     for r in range(count)
   )

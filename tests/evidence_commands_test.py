@@ -7,6 +7,7 @@ import math
 import pathlib
 import re
 import shutil
+import types
 
 import pytest
 
@@ -104,6 +105,25 @@ def test_what_the_last_round_measured_is_archived_as_it_arrives(searched, capsys
   kind.interrupt_after = None
   assert run(capsys, *arguments)[0] == 0
   assert before < set(rows_of(capsys, workdir / 'rungs/small'))
+
+
+@pytest.mark.parametrize('into', [0, 1])
+def test_who_gets_more_replicas_does_not_hang_on_an_interruption(searched, capsys, use, into):
+  """However far `into` the second round the climb is stopped."""
+  workdir, kind = searched
+  other, before = workdir.with_name('whole'), len(kind.jobs)
+  shutil.copytree(workdir, other)
+
+  def replicas(where):
+    return {id: row['evidence']['replicas'] for id, row in rows_of(capsys, where / 'rungs/small').items() if id > 1}
+
+  assert run(capsys, 'verify', f'--workdir={other}')[0] == 0
+  whole, jobs = replicas(other), len(kind.jobs) - before
+  kind = use(effect=better(), interrupt_after=jobs - sum(count == 8 for count in whole.values()) + into)
+  assert run(capsys, 'verify', f'--workdir={workdir}')[0] == 130
+  kind.interrupt_after = None
+  assert run(capsys, 'verify', f'--workdir={workdir}')[0] == 0
+  assert replicas(workdir) == whole
 
 
 @pytest.mark.slow
@@ -268,8 +288,43 @@ def test_only_claims_against_the_baseline_confirm(searched, capsys):
   _, out, _ = run(capsys, 'claim', good[0], f'--against={null}', *work, '--json')
   assert json.loads(out)['claims'][0]['verdicts'][0]['shown']
   assert registry.confirmed(workdir, search) is None
-  run(capsys, 'claim', good[1], *work)
-  assert registry.confirmed(workdir, search) == {good[1]}
+  run(capsys, 'claim', good[1], f'--workdir={workdir}', '--matched=flops')
+  assert registry.confirmed(workdir, search) is None
+  run(capsys, 'claim', good[2], *work)
+  assert registry.confirmed(workdir, search) == {good[2]}
+
+
+def test_a_claim_on_a_rung_trains_as_the_rung_was_measured(searched, capsys):
+  """Its settings may have come from the command line of `verify` alone."""
+  workdir, kind = searched
+  longer = ('--config.rungs.small.training.steps=16', '--config.rungs.small.model.width=64')
+  assert run(capsys, 'verify', f'--workdir={workdir}', *CONFIG, *longer)[0] == 0
+  id, before = max(rows_of(capsys, workdir / 'rungs/small')), len(kind.jobs)
+  status, _, error = run(capsys, 'claim', id, '--rung=small', f'--workdir={workdir}', '--matched=parameters')
+  assert status == 0, error
+  made = {(job.experiment['training']['steps'], job.experiment['model']['width']) for job in kind.jobs[before:]}
+  assert made == {(8, 64), (16, 64), (32, 64)}
+
+
+def test_lengths_that_are_one_to_whole_calls_give_no_multiplier_and_say_so(searched, capsys):
+  workdir, _ = searched
+  path = workdir / 'archive/header.json'
+  header = json.loads(path.read_text())
+  header['experiment']['claims']['budgets'] = [0.9, 1.0, 1.1]
+  path.write_text(json.dumps(header))
+  _, out, error = run(capsys, 'claim', 2, f'--workdir={workdir}', '--matched=parameters', '--json')
+  assert json.loads(out)['claims'][0]['verdicts'][0]['multiplier'] == ''
+  assert 'claims.budgets = (0.9, 1.0, 1.1) of 8 steps are 1 different lengths in calls of 4' in error
+
+
+def test_a_length_counts_as_the_share_that_was_trained():
+  def trained(entry, *, steps, parameters):
+    return samples.training(), ''
+
+  training = dataclasses.replace(TRAINING, steps=30, steps_per_call=10)
+  settings = dataclasses.replace(config.Experiment(), training=training)
+  trials = types.SimpleNamespace(experiment=settings, trained=trained, say=print)
+  assert list(claiming._budgets(trials, samples.entry(5), samples.training())) == [2 / 3, 1.0, 2.0]
 
 
 def test_a_rung_is_no_place_for_claims(searched, capsys):

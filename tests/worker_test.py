@@ -4,6 +4,7 @@ import dataclasses
 import types
 
 import jax
+import numpy as np
 import pytest
 
 from asiarch_jax import config, worker
@@ -75,3 +76,10 @@ def test_settings_that_do_not_suit_the_devices_are_a_sentence_without_a_tracebac
   result, _ = worker.run(Job('any', fakes.MIXER, config.worker_part(SMALL), kind='check'), '', '', lambda _: None)
   assert result.failure.reason.startswith('training.data_parallel = 1024 needs as many devices')
   assert result.failure.log == ''
+
+
+def test_a_replica_that_loses_what_is_measured_after_training_has_diverged():
+  losses = np.array([[3.0, 3.0, np.nan, 3.0], [2.0, 2.0, 2.0, 2.0]])
+  validation, test = np.array([1.0, np.nan, 1.0, 1.0]), np.array([1.0, 1.0, 1.0, np.inf])
+  assert worker.lost(losses, (validation, test)).tolist() == [False, True, True, True]
+  assert worker.lost(losses, ()).tolist() == [False, False, True, False]  # ended early: nothing was measured

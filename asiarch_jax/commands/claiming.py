@@ -30,6 +30,7 @@ from asiarch_jax.shell import places
 
 LATER = 0.1  # share by which a run that is matched by time may take longer than the baseline's
 TIMED_CALLS = 4  # of the compiled program, the first of which is not timed
+LENGTHS = 3  # of training, that a law of its length takes
 CLOCK = 500_000  # seeds from a family's own to those of trainings that only tell the time
 FIRST_SEED = 1_000_000  # of family 1, and as far apart are the families: no search comes near
 
@@ -46,8 +47,7 @@ def claim(values: flags.FlagValues, arguments: list[str]) -> int:
     )
   _outcomes(workdir, values.rung or '')  # refuses before anything is written
   with bench(workdir, experiment) as where:
-    here = config.at_rung(experiment, values.rung) if values.rung else experiment
-    here = _overridden(here, values)
+    here = _overridden(_measured_by(workdir, values.rung, experiment), values)
     family, folder = _registered(workdir, here, values, arguments)
     where.display.line(
       f'family {family.number}: {len(family.entries)} entries, matched by {", ".join(family.matched)}, '
@@ -67,6 +67,14 @@ def claim(values: flags.FlagValues, arguments: list[str]) -> int:
       return commands.INTERRUPTED
     places.put_json(folder / 'verdicts.json', {'verdicts': [to_json(one) for one in verdicts]})
   return _tell(values, [(family, verdicts)])
+
+
+def _measured_by(workdir: Any, rung: str | None, experiment: config.Experiment) -> config.Experiment:
+  """Returns the settings that entries were measured by: on a rung those of its archive, which `verify` may have had
+  from its own command line."""
+  if not rung:
+    return experiment
+  return dataclasses.replace(archives.read_header(workdir / RUNGS / rung).experiment, claims=experiment.claims)
 
 
 def _overridden(experiment: config.Experiment, values: flags.FlagValues) -> config.Experiment:
@@ -178,19 +186,33 @@ def equal_time_steps(base: TrainSummary, candidate: TrainSummary, training: conf
 
 
 def _budgets(trials: Trials, entry: Entry, base: TrainSummary) -> Mapping[float, Sequence[float]]:
-  """Returns the baseline's losses on the fresh seeds for each length of training; empty where it fails at one.
+  """Returns the baseline's losses on the fresh seeds for each length of training, as a share of the whole one.
 
-  All lengths have the learning rate of the whole one, which may not be the best of a shorter or a longer training.
+  A length is one that whole calls of the compiled program have. Empty where training fails at one, or where fewer than
+  three differ. All have the learning rate of the whole one, which may not be the best of a shorter or a longer one.
   """
   training, losses = trials.experiment.training, {}
   for budget in trials.experiment.claims.budgets:
-    summary: TrainSummary | None = base
+    steps = training.steps
     if budget != 1.0:
       steps = max(1, round(training.steps * budget / training.steps_per_call)) * training.steps_per_call
-      summary, _ = trials.trained(entry, steps=steps, parameters=base.parameters)
-    if summary is None or any(replica.diverged for replica in summary.chosen):
+    summary: TrainSummary | None = base
+    failure = ''
+    if steps != training.steps:
+      summary, failure = trials.trained(entry, steps=steps, parameters=base.parameters)
+    if summary is not None and (gone := pairing.lost(summary)):
+      failure = f'{len(gone)} of {len(summary.chosen)} seeds diverged'
+    if summary is None or failure:
+      trials.say(f'no compute multiplier: {entry.proposal.name} for {steps} steps: {failure}')
       return {}
-    losses[budget] = [replica.test_bits for replica in summary.chosen]
+    losses[steps / training.steps] = [replica.test_bits for replica in summary.chosen]
+  if losses and len(losses) < LENGTHS:
+    trials.say(
+      f'no compute multiplier: claims.budgets = {trials.experiment.claims.budgets} of {training.steps} steps are '
+      f'{len(losses)} different lengths in calls of {training.steps_per_call} steps, and it takes {LENGTHS}; set a '
+      'smaller training.steps_per_call, or budgets further apart'
+    )
+    return {}
   return losses
 
 
@@ -212,7 +234,7 @@ def _verdict(
   if trained is None:
     return nothing
   paired = pairing.pairs(trained, base)
-  mine = [replica.seed for replica in trained.chosen if replica.diverged]
+  mine = pairing.lost(trained)
   sized = dataclasses.replace(
     nothing,
     parameters=trained.parameters,

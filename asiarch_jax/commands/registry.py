@@ -27,10 +27,15 @@ def read_claims(workdir: str | os.PathLike[str]) -> list[tuple[claims.Family, tu
 def confirmed(workdir: str | os.PathLike[str], search: config.Search) -> frozenset[int] | None:
   """Returns the candidates that a finished claim has shown to be better at matched parameters; None without a claim.
 
-  Claims at the fidelity of the search and on its rungs count, those against anything but `search.baseline` do not.
+  Claims at the fidelity of the search and on its rungs count; those against anything but `search.baseline`, or not
+  matched by parameters, do not.
   """
   baseline = search.baselines.index(search.baseline)  # outcomes begin with the baselines, in order
-  finished = [verdicts for family, verdicts in read_claims(workdir) if verdicts and family.against == baseline]
+  finished = [
+    verdicts
+    for family, verdicts in read_claims(workdir)
+    if verdicts and family.against == baseline and 'parameters' in family.matched
+  ]
   if not finished:
     return None
   every = (one for verdicts in finished for one in verdicts if one.id >= len(search.baselines))

@@ -2,6 +2,7 @@
 
     WORKDIR/rungs/NAME/archive/      the outcomes on this rung; an entry keeps the id that it has in the search
     WORKDIR/rungs/NAME/climbs.jsonl  who was chosen to climb to it, and by which numbers: each choice is made once
+    WORKDIR/rungs/NAME/rounds.jsonl  who of them got more replicas: likewise
     WORKDIR/rungs/NAME/report/       the report of the rung
 
 Each rung is a workdir of its own: `asiarch top --workdir=WORKDIR/rungs/NAME` reads it like any other.
@@ -26,7 +27,7 @@ from asiarch_jax.agents import given
 from asiarch_jax.commands import UsageError, examining
 from asiarch_jax.commands.searching import Slots, end_workers
 from asiarch_jax.commands.staff import Staff, staff_of, team_of
-from asiarch_jax.evidence import ladder, posterior
+from asiarch_jax.evidence import ladder, pairing, posterior
 from asiarch_jax.records import Entry, Outcome, Rejection, entries_of, to_json
 from asiarch_jax.report import rungs as told
 from asiarch_jax.shell import archive as archives
@@ -48,6 +49,7 @@ class Stage:
   runner: Slots
   stop: Callable[[], None]  # ends the workers
   journal: journals.JsonLines
+  rounds: journals.JsonLines  # who got more replicas, of whom
   archive: archives.OrbaxArchive
   display: Display
   corpus: str
@@ -66,18 +68,31 @@ class Stage:
           )
 
   def measure(self, climbing: Sequence[Entry]) -> None:
-    """Measures entries of the rung below in rounds: after each the less promising half gets no more replicas."""
+    """Measures entries of the rung below in rounds: after each the less promising half gets no more replicas.
+
+    Who goes on is written down before anything else is done about it: a resumed climb does not choose again.
+    """
     done = {outcome.id for outcome in self.outcomes}
     waiting = [entry for entry in climbing if entry.id not in done]
     measured = self._round(self._all(lambda entry: self._cycle(entry.id, entry), waiting), self.rung.rounds == 1)
     for number in range(2, self.rung.rounds + 1):
-      beliefs = posterior.believed([*self.outcomes, *measured], self.experiment.search.baseline)
-      chosen = set(ladder.promising([beliefs[entry.id] for entry in measured if entry.id in beliefs]))
+      chosen = self._chosen(number, measured)
       for entry in measured:
         if entry.id not in chosen:
           self._keep(entry)
       going_on = [entry for entry in measured if entry.id in chosen]
       measured = self._round(self._all(self._replicated, going_on), number == self.rung.rounds)
+
+  def _chosen(self, number: int, measured: Sequence[Entry]) -> set[int]:
+    among = {entry.id for entry in measured}
+    for event in self.rounds.events():
+      if event['number'] == number and among <= set(event['among']):
+        return set(event['chosen'])
+    beliefs = posterior.believed([*self.outcomes, *measured], self.experiment.search.baseline)
+    chosen = ladder.promising([beliefs[entry.id] for entry in measured if entry.id in beliefs])
+    if among:
+      self.rounds.write('round', number=number, among=sorted(among), chosen=sorted(chosen))
+    return set(chosen)
 
   def _all(self, work: Callable[[Entry], Outcome], entries: Sequence[Entry]) -> Iterator[Outcome]:
     with concurrent.futures.ThreadPoolExecutor(max(1, self.experiment.runner.workers)) as pool:
@@ -164,6 +179,7 @@ def verify(values: flags.FlagValues, _: list[str]) -> int:
           slots,
           local.stop,
           journals.JsonLines(stage_dir / 'journal.jsonl'),
+          journals.JsonLines(stage_dir / 'rounds.jsonl'),
           rung_archive,
           display,
           content,
@@ -257,11 +273,14 @@ def _climbed(stage: Stage, name: str, below: Sequence[Outcome], folder: Any) -> 
 
 
 def improvements(outcomes: Sequence[Outcome]) -> dict[int, float]:
-  """Returns the measured improvement of every candidate by id, bits per byte."""
+  """Returns the measured improvement, bits per byte, of every candidate that lost no seed, by id."""
   return {
     entry.id: entry.evidence.improvement
     for entry in entries_of(outcomes)
-    if entry.role == 'candidate' and entry.evidence is not None and math.isfinite(entry.evidence.improvement)
+    if entry.role == 'candidate'
+    and entry.evidence is not None
+    and math.isfinite(entry.evidence.improvement)
+    and not pairing.lost(entry.training)
   }
 
 

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
+from asiarch_jax.evidence import pairing
 from asiarch_jax.records import Entry, Outcome, entries_of
 
 Genome = Mapping[str, Any]
@@ -75,7 +76,9 @@ def effects(
   """
   every = entries_of(outcomes)
   designs = {entry.id: genome for entry in every if (genome := genome_of(entry, genomes))}
-  entries = [entry for entry in every if entry.id in designs and _finite(entry)][-limit:]
+  # A design that diverged on a seed is worth less than the mean of those it survived, by an unknown amount.
+  measured = (entry for entry in every if entry.training.chosen and not pairing.lost(entry.training))
+  entries = [entry for entry in measured if entry.id in designs][-limit:]
   changes = _changes(entries, designs)
   if len(entries) < 2 or not changes:
     return ()
