@@ -12,8 +12,9 @@ import types
 import pytest
 
 from asiarch_jax import config, main, records
-from asiarch_jax.commands import claiming, registry
+from asiarch_jax.commands import claiming, registry, trials
 from asiarch_jax.evidence import claims
+from asiarch_jax.shell import results
 from asiarch_jax.shell import runner as runners
 from tests import samples
 from tests.cli import asiarch
@@ -323,8 +324,8 @@ def test_a_length_counts_as_the_share_that_was_trained():
 
   training = dataclasses.replace(TRAINING, steps=30, steps_per_call=10)
   settings = dataclasses.replace(config.Experiment(), training=training)
-  trials = types.SimpleNamespace(experiment=settings, trained=trained, say=print)
-  assert list(claiming._budgets(trials, samples.entry(5), samples.training())) == [2 / 3, 1.0, 2.0]
+  only = types.SimpleNamespace(experiment=settings, trained=trained, say=print)
+  assert list(claiming._budgets(only, samples.entry(5), samples.training())) == [2 / 3, 1.0, 2.0]
 
 
 def test_a_rung_is_no_place_for_claims(searched, capsys):
@@ -386,6 +387,31 @@ def test_settings_of_claims_are_those_of_the_jobs(use, tmp_path, capsys):
   assert {job.experiment['evaluation']['test_windows'] for job in made} == {4}
   assert {job.experiment['training']['steps'] for job in made} == {8, 12, 24}
   assert sum(job.experiment['training']['seeds'] for job in made if job.name != 'delta_net') == 9
+
+
+def test_more_work_may_take_longer(monkeypatch):
+  """Twice the steps twice the seconds of the search, and of four times the weights four times."""
+  said = []
+
+  class Answering:
+    def __init__(self, folder, settings, corpus):
+      self.settings = settings
+
+    def run(self, job, on_progress):
+      said.append(results.limits_of(job, self.settings)['wall_seconds'])
+      return records.JobResult(job.key, training=samples.training())
+
+  monkeypatch.setattr(runners, 'LocalRunner', Answering)
+  begun = dataclasses.replace(config.Experiment(), training=TRAINING)
+  begun = dataclasses.replace(begun, runner=dataclasses.replace(begun.runner, wall_seconds=100.0))
+  here = trials.Bench(types.SimpleNamespace(start_cycle=print, progress=print, line=print), None, '', 'none')
+  wide = dataclasses.replace(begun, model=dataclasses.replace(begun.model, width=2 * begun.model.width))
+  made = here.trials('anywhere', begun, 0, 1)
+  made.trained(samples.entry(5))
+  made.trained(samples.entry(5), steps=16)
+  made.trained(samples.entry(5), steps=4)
+  dataclasses.replace(made, experiment=wide).trained(samples.entry(5))
+  assert said == [100.0, 200.0, 100.0, 400.0]
 
 
 def test_arms_measure_what_searching_brings(use, tmp_path, capsys):

@@ -64,7 +64,7 @@ def compare(values: flags.FlagValues, _: list[str]) -> int:
           found[name].append(_summary(name, number, done.run.outcomes, here))
           best = _best(done.run.outcomes, here, values.top)
           display.start_cycle(len(done.run.outcomes), 0, None)
-          trials = Trials(here, local, content, FIRST_SEED, here.claims.replicas, display.progress, display.line)
+          trials = Trials(here, local, content, FIRST_SEED, here.claims.replicas, display.progress, display.line, here)
           chosen[name].append(_fresh(best, done.run.outcomes, trials))
           commands.write_report(done.run.outcomes, root / name / str(number) / 'report', here, done.events)
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import runner as runners
 from asiarch_jax.shell.display import Display
 
+NO_LIMIT = 1e9  # seconds
 NEVER = config.Monitor(too_slow=0.0, suspicious=0.0, hopeless=0.0)  # ends no run early: what fails is counted
 
 
@@ -29,6 +30,7 @@ class Trials:
   replicas: int
   on_progress: Callable[[Progress], None]
   say: Callable[[str], None]
+  allowed: config.Experiment  # whose `runner.wall_seconds` are for its own training; more work may take longer
   vault: bool = False
 
   def trained(
@@ -74,7 +76,7 @@ class Trials:
         parameters=parameters,
         flops=flops,
         split='vault' if self.vault else 'test',
-        limits=Limits(self.experiment.runner.wall_seconds * max(1.0, block.steps / training.steps)),
+        limits=Limits(self.allowed.runner.wall_seconds * max(1.0, _work(trial) / _work(self.allowed))),
       )
       self.say(
         f'{entry.proposal.name}: seeds {start + 1} to {start + block.seeds} of {self.replicas}, {block.steps} steps'
@@ -103,13 +105,19 @@ class Bench:
     self, folder: Any, experiment: config.Experiment, first_seed: int, replicas: int, *, vault: bool = False
   ) -> Trials:
     """Returns trainings at the sizes of `experiment`, whose jobs lie in `folder`."""
-    runner = runners.of(
-      commands.jobs_folder(folder), dataclasses.replace(experiment.runner, jail=self.jail), self.corpus_dir
-    )
+    # A training says its own limit.
+    settings = dataclasses.replace(experiment.runner, jail=self.jail, wall_seconds=NO_LIMIT)
+    runner = runners.of(commands.jobs_folder(folder), settings, self.corpus_dir)
     self.display.start_cycle(0, 0, None)
     return Trials(
-      experiment, runner, self.corpus, first_seed, replicas, self.display.progress, self.display.line, vault
+      experiment, runner, self.corpus, first_seed, replicas, self.display.progress, self.display.line, experiment, vault
     )
+
+
+def _work(experiment: config.Experiment) -> float:
+  """Returns what training a replica costs, in no particular unit: tokens times the weights of the blocks."""
+  training, model = experiment.training, experiment.model
+  return training.steps * training.batch * training.length * model.layers * model.width**2
 
 
 @contextlib.contextmanager
