@@ -49,7 +49,7 @@ from asiarch_jax.shell import corpus as corpora
 from asiarch_jax.suites import settings as suites
 from asiarch_jax.tasks import TASKS
 from asiarch_jax.tasks import summary as task_summary
-from asiarch_jax.training import likelihood, monitor, planning, sharding, suite, train
+from asiarch_jax.training import causality, likelihood, monitor, planning, sharding, suite, train
 from pallas_kernels import chips
 
 LOG_LINES = 40  # of a traceback that goes into a failure
@@ -224,6 +224,11 @@ def learn(
       if split == job.split:
         scores = {name: pair for name, pair in measured.items() if TASKS[name].kind == 'corpus'}
         scores['bits_per_byte'] = (sums_RN * nats_to_bits, counts_RN)
+    first = next(iter(text.windows('validation', evaluation.validation_windows, training.length, evaluation.batch)))
+    leaking = causality.leak(
+      lambda batch: trainer.measure(fitted.parameters, [batch], scorers)['bits_per_byte'][0], first
+    )
+    failure = Failure('checks', f'causality: {leaking}') if leaking else None
   lost_R = lost(fitted.losses, () if failure else bits.values())
   replicas = tuple(
     Replica(

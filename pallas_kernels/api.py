@@ -14,6 +14,7 @@ from pallas_kernels.implementations import IMPLEMENTATIONS
 from pallas_kernels.rows import CONVOLUTIONS, Call, ConvolutionCall, Implementation, wide
 
 Array = jax.Array
+FORGETS = -105.0  # exp of it is zero in float32
 
 
 def delta_rule(
@@ -46,7 +47,8 @@ def delta_rule(
     q, k: [B, T, H, K].
     v: [B, T, HV, V]; HV is a multiple of H, and value head h reads key head h * H // HV.
     beta: [B, T, HV], the strength of each write.
-    log_decay: at most zero. None (DeltaNet), [B, T, HV] (Gated DeltaNet) or [B, T, HV, K] (Kimi Delta Attention).
+    log_decay: at most zero; -105 and less forgets all. None (DeltaNet), [B, T, HV] (Gated DeltaNet) or [B, T, HV, K]
+      (Kimi Delta Attention).
     scale: of the reads; K ** -0.5 if None.
     initial_state: [B, HV, K, V], the state before the first token; zero if None. `stepping.carried` replaces it.
     segment_ids: integers [B, T]. A token whose id differs from the one before starts from a zero state. The first
@@ -92,6 +94,7 @@ def delta_rule(
     tape.left.append(state)
     return o[:, None], state
 
+  log_decay = _bounded(log_decay)
   dtype = jnp.result_type(q, k, v)
   compute = jnp.promote_types(jnp.result_type(dtype, beta, *(() if log_decay is None else (log_decay,))), jnp.float32)
   if precision is None:
@@ -112,6 +115,12 @@ def delta_rule(
   if tape is not None:
     tape.left.append(state)
   return o.astype(v.dtype), state
+
+
+def _bounded(log_decay: Array | None) -> Array | None:
+  """Returns log decays that sums of a chunk's can be made of: what is below `FORGETS` forgets all, and would round away
+  whatever is added to it later, or as -inf become NaN."""
+  return None if log_decay is None else jnp.maximum(log_decay, FORGETS)
 
 
 def _answer(implementation: str | None, call: Call, *operands):
@@ -151,6 +160,7 @@ def delta_rule_step(
     raise ValueError(f'v has {HV} heads, which is no multiple of the {H} heads of q and k')
   if log_decay is not None:
     _expect('log_decay', log_decay, (B, HV) if log_decay.ndim == 2 else (B, HV, K))
+  log_decay = _bounded(log_decay)
   compute = jnp.promote_types(jnp.result_type(q, k, v, state), jnp.float32)
   operands: list[Any] = [None if x is None else x.astype(compute) for x in (q, k, v, beta, log_decay, state)]
   o, state = reference.delta_rule_step(*operands, scale=K**-0.5 if scale is None else scale)
@@ -235,7 +245,8 @@ def causal_conv_step(x: Array, weight: Array, state: Array) -> tuple[Array, Arra
   _expect('weight', weight, (W, D))
   _expect('state', state, (B, W - 1, D))
   window = jnp.concatenate([state, x[:, None].astype(state.dtype)], 1)
-  return (window * weight).sum(1).astype(x.dtype), window[:, 1:]
+  compute = jnp.promote_types(jnp.result_type(x, weight), jnp.float32)  # as `causal_conv` does
+  return (window.astype(compute) * weight.astype(compute)).sum(1).astype(x.dtype), window[:, 1:]
 
 
 def _shape(name: str, x: Array, rank: int) -> tuple[int, ...]:

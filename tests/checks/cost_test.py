@@ -89,6 +89,8 @@ def test_the_delta_rule_keeps_its_state_and_the_taps_of_its_convolutions():
     ('innocent/token_scan', D),  # the carry
     ('innocent/associative', 2 * D),  # both parts of the pair, as documented
     ('innocent/causal_convolution', 3 * D),  # three taps back
+    ('innocent/stacked_taps', 7 * D),  # seven taps back
+    ('innocent/previous_chunk', 2 * 16 * D),  # keys and values of a chunk back
     ('innocent/padded_fourier', T * D),  # all of the past
     ('guilty/quadratic_attention', 2 * T * D),
     ('guilty/quadratic_in_a_scan', 2 * T * D),

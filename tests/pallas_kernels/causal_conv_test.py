@@ -77,6 +77,16 @@ def test_steps_and_split_calls_continue_the_state(W):
   np.testing.assert_array_equal(state, last)
 
 
+def test_a_step_rounds_as_the_whole_does():
+  drawn, _ = operands(2, 13, 64, 4)
+  x = {name: jnp.asarray(value, jnp.bfloat16) for name, value in drawn.items()}
+  whole, _ = causal_conv(**x)
+  _, state = causal_conv(x['x'][:, :6], x['weight'], initial_state=x['initial_state'])
+  for t in range(6, 13):
+    y, state = causal_conv_step(x['x'][:, t], x['weight'], state)
+    np.testing.assert_array_equal(np.asarray(y, np.float32), np.asarray(whole[:, t], np.float32))
+
+
 @pytest.mark.parametrize('W', [4, 20])
 def test_the_past_does_not_see_the_future_not_even_a_nan(W):
   drawn, _ = operands(2, 30, 3, W)

@@ -371,3 +371,23 @@ def test_several_blocks_of_chunks_are_the_recurrence(decay):
   """The XLA form loops over blocks of at most eight chunks: here three, packed, with tokens to spare."""
   spec = specs.Spec(2, 150, 1, 2, 8, 8, decay, boundary=0.05)
   draws.assert_close(*both(spec, chunk_size=8, recompute=decay == 'scalar'), specs.FLOAT32)
+
+
+@pytest.mark.parametrize('decay', ['scalar', 'channel'])
+@pytest.mark.parametrize('reset', [-1e9, -np.inf])
+def test_a_gate_that_forgets_all_costs_what_follows_no_digits(decay, reset):
+  drawn, _ = draws.operands(specs.Spec(1, 64, 1, 1, 8, 8, decay))
+  x = draws.narrowed(drawn)
+  x['log_decay'] = x['log_decay'].at[:, 10].set(reset)
+  want, last = delta_rule(**x, implementation='reference')
+
+  def loss(x):
+    o, state = delta_rule(**x, implementation='xla')
+    return (o**2).sum(), (o, state)
+
+  gradients, (o, state) = jax.grad(loss, has_aux=True)(x)
+  np.testing.assert_allclose(o, want, atol=1e-4)
+  np.testing.assert_allclose(state, last, atol=1e-4)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+  step = {name: x[name][:, 10] for name in ('q', 'k', 'v', 'beta', 'log_decay')}
+  assert np.isfinite(delta_rule_step(**step, state=jnp.ones((1, 1, 8, 8)))[1]).all()

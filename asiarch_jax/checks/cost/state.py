@@ -283,8 +283,16 @@ def _moved(equation: JaxprEqn, operands: list[Value], counting: Any, slice_bytes
   name, params = equation.primitive.name, equation.params
   shapes = [tuple(int(n) for n in getattr(v.aval, 'shape', ())) for v in equation.outvars]
   shape, value = shapes[0], operands[0]
+
+  def reached() -> None:
+    """Counts what operands are views of: from here on they are one value, whose delays differ."""
+    for index, operand in enumerate(operands):
+      if counting is not None and operand.depends:
+        counting.window(operand, slice_bytes(index))
+
   if name == 'stack':
     time = _like_concatenated(operands, len(shape) - 1)
+    reached()
     return [result(shape, (*time[: params['axis']], False, *time[params['axis'] :]))]
   if name == 'concatenate':
     axis = params['dimension']
@@ -294,6 +302,7 @@ def _moved(equation: JaxprEqn, operands: list[Value], counting: Any, slice_bytes
       before = sum(v.shape[axis] for v in operands[:longest])
       seen = operands[longest]
       return [result(shape, time, source=seen.source, delay=seen.delay + before)]
+    reached()
     return [result(shape, time)]
   kept_view = {'source': value.source, 'delay': value.delay} if len(value.axes) == 1 else {}
   if name == 'pad':
