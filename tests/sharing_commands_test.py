@@ -73,6 +73,16 @@ def test_a_load_goes_on_after_an_interruption(ours, tmp_path, capsys):
   assert read(tmp_path / 'half') == read(ours)
 
 
+def test_a_load_of_what_diverged_goes_on_too(tmp_path, capsys):
+  """What was not measured is nan, which is no nan."""
+  outcomes = marked((*samples.archive(3), samples.entry(7, diverged=(0,))), 'ours')
+  write(tmp_path / 'ours', outcomes)
+  run(capsys, 'dump', f'--workdir={tmp_path / "ours"}', f'--out={tmp_path / "a.jsonl"}')
+  for added in (len(outcomes), 0):
+    status, out, error = run(capsys, 'load', tmp_path / 'a.jsonl', f'--workdir={tmp_path / "again"}')
+    assert status == 0 and f'{added} of {len(outcomes)}' in out, error
+
+
 def test_a_load_into_another_archive_is_refused(ours, theirs, tmp_path, capsys):
   run(capsys, 'dump', f'--workdir={ours}', f'--out={tmp_path / "a.jsonl"}')
   shutil.copytree(theirs, tmp_path / 'theirs')

@@ -16,8 +16,8 @@ from asiarch_jax.evidence.placebo import is_placebo
 from asiarch_jax.records import Entry, Outcome, entries_of, to_json
 from asiarch_jax.report import text
 from asiarch_jax.shell import archive as archives
+from asiarch_jax.shell import calls, places
 from asiarch_jax.shell import journal as journals
-from asiarch_jax.shell import places
 from asiarch_jax.shell import runner as runners
 from asiarch_jax.shell.display import Display
 
@@ -61,6 +61,9 @@ def bring(values: flags.FlagValues, arguments: list[str]) -> int:
         local.stop()
         display.line(f'stopped: nothing of {proposal.name} was archived. Run again.')
         return commands.INTERRUPTED
+      except calls.Unavailable as error:
+        local.stop()
+        raise UsageError(f'{error}; nothing of {proposal.name} was archived. Run again.') from error
       outcome = cycle.settled(outcome, outcomes, experiment)
       archive.append(outcome, local.arrays(outcome.job_key) if isinstance(outcome, Entry) else {})
       display.end_cycle(outcome)

@@ -12,7 +12,7 @@ from absl import flags
 from asiarch_jax import config
 from asiarch_jax.commands import UsageError, registry, standard_output
 from asiarch_jax.evidence import noise
-from asiarch_jax.records import Entry, Outcome
+from asiarch_jax.records import Entry, Outcome, to_json
 from asiarch_jax.search import merging
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import dump_file, places
@@ -45,7 +45,7 @@ def load(values: flags.FlagValues, arguments: list[str]) -> int:
         if outcome.id not in present:
           archive.append(outcome, arrays)
           added += 1
-        elif present[outcome.id] != outcome:
+        elif to_json(present[outcome.id]) != to_json(outcome):  # nan is nan there
           raise UsageError(
             f'outcome {outcome.id} of {arguments[0]} is another one in {values.workdir}; load into a new workdir and '
             'unite both with asiarch merge'

@@ -113,7 +113,7 @@ class ClusterRunner:
     folder.mkdir(parents=True, exist_ok=True)
     limits = results.limits_of(job, self._settings)
     with results.locked(folder / 'lock'):
-      stored = results.stored(folder, limits)
+      stored = results.stored(folder, limits, job.known)
       if stored is not None:
         return stored
       jobfolder.write_job(folder, job)
@@ -127,9 +127,9 @@ class ClusterRunner:
             raise RuntimeError(f'a node could not run {job.name}: {error.cause}') from error
           lost = f'{type(error).__name__}: the node that ran it is gone'
           if attempt == self._settings.retries:
-            raise RuntimeError(
+            raise ConnectionError(
               f'{job.name} lost its node {attempt + 1} times (runner.retries = {self._settings.retries}); the last: '
-              f'{str(error).splitlines()[0][:200]}'
+              f'{str(error).splitlines()[0][:200]}. What is archived stays: run again when nodes hold'
             ) from error
           if on_progress is not None:
             on_progress(Progress('lost', note=f'{lost}; run again elsewhere ({attempt + 1})'))

@@ -149,11 +149,15 @@ def read_result(out: Path, secret: str) -> tuple[JobResult, str]:
   if not isinstance(document, dict) or set(document) != {'result', 'arrays_sha256', 'seal'}:
     raise ForgedResultError('result.json does not consist of result, arrays_sha256 and seal')
   claimed = document.pop('seal')
-  if not isinstance(claimed, str) or not hmac.compare_digest(claimed.encode(), seal(document, secret).encode()):
+  try:
+    sealed = isinstance(claimed, str) and hmac.compare_digest(claimed.encode(), seal(document, secret).encode())
+  except (ValueError, RecursionError) as error:  # half a character, or depths that are read and not written again
+    raise ForgedResultError(f'result.json cannot be sealed: {type(error).__name__}') from error
+  if not sealed:
     raise ForgedResultError("the seal of result.json is not the worker's")
   try:
     return from_json(JobResult, document['result']), str(document['arrays_sha256'])
-  except (ValueError, TypeError, AttributeError) as error:
+  except (ValueError, TypeError, AttributeError, OverflowError) as error:
     raise ForgedResultError(f'result.json is sealed, yet no result: {error}') from error
 
 
@@ -215,14 +219,17 @@ def _array(path: str, member: bytes) -> np.ndarray:
     version = np.lib.format.read_magic(stream)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read_header(stream)
-  except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
+  except (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError),
+    *(SyntaxError, tokenize.TokenError, RecursionError, MemoryError),
+  ) as error:
     raise ForgedResultError(f'array {path!r} has no .npy header: {type(error).__name__}') from error
   if dtype.kind not in ARRAY_KINDS:
     raise ForgedResultError(f'array {path!r} has dtype {dtype}, which is not a number')
   body = member[stream.tell() :]
   size = dtype.itemsize
   for axis in shape:
-    if axis < 0:
+    if isinstance(axis, bool) or axis < 0:
       raise ForgedResultError(f'array {path!r} has shape {shape}')
     size *= axis
   if size != len(body):

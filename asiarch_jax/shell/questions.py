@@ -142,6 +142,7 @@ def unpack(arrays: Mapping[str, np.ndarray], count: int) -> list[Answer]:
   try:
     nats_N, greedy_N, lengths_N, following = (arrays[name] for name in ('nats', 'greedy', 'lengths', 'following'))
     sound = nats_N.shape == greedy_N.shape == lengths_N.shape == (count,) and following.ndim == 1
+    sound = sound and ''.join(x.dtype.kind for x in (nats_N, greedy_N, lengths_N, following)) in ('fbii', 'fbuu')
     sound = sound and bool((lengths_N >= 0).all()) and int(lengths_N.sum()) == len(following)
   except (KeyError, AttributeError) as error:
     raise ValueError(f'the worker gave {sorted(arrays)}, which are no answers') from error

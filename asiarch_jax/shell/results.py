@@ -65,12 +65,19 @@ def kept_arrays(jobs: pathlib.Path, key: str) -> Mapping[str, Any]:
   return checked_arrays(jobs / key / 'arrays.npz', done['arrays_sha256'], jobfolder.ARRAYS_BYTES)
 
 
-def stored(folder: pathlib.Path, limits: Mapping[str, float]) -> JobResult | None:
-  """Returns the result of an earlier run. A failure of too little time or memory holds under its own limits only."""
+def stored(folder: pathlib.Path, limits: Mapping[str, float], known: Mapping[str, int]) -> JobResult | None:
+  """Returns the result of an earlier run, or None where there is none that holds.
+
+  A failure of too little time or memory holds under its own limits only, that of a function which an archive had
+  already only where this one has it: `known`, by fingerprint.
+  """
   done = _read_done(folder)
   if done is None or (done['limits'] is not None and done['limits'] != limits):
     return None
-  return done['result']
+  result = done['result']
+  if result.failure is not None and result.failure.kind == 'duplicate' and result.fingerprint not in known:
+    return None
+  return result
 
 
 @contextlib.contextmanager

@@ -130,7 +130,7 @@ class LocalRunner:
     folder = self._jobs / job.key
     folder.mkdir(parents=True, exist_ok=True)
     with results.locked(folder / 'lock'):
-      before = results.stored(folder, results.limits_of(job, self._settings))
+      before = results.stored(folder, results.limits_of(job, self._settings), job.known)
       if before is not None:
         return before
       self._jail = self._jail or sandbox.choose(self._settings.jail)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import glob
 import importlib.util
 import json
 import os
@@ -253,7 +254,10 @@ def _private(cell: Cell) -> list[str]:
 
 @functools.cache
 def interpreter_folders(python: str) -> tuple[str, ...]:
-  """Returns the folders an interpreter is made of: prefixes, where its links lead, and site-packages outside them."""
+  """Returns what an interpreter is made of: prefixes, site-packages outside them, and what its links lead through.
+
+  A link may stand in a folder of much else, such as ~/bin: then it is the link alone, not what lies around it.
+  """
   if python == sys.executable:
     prefixes, sites = (sys.prefix, sys.base_prefix), (*site.getsitepackages(), *sys.path)
   else:
@@ -265,11 +269,12 @@ def interpreter_folders(python: str) -> tuple[str, ...]:
   link = python
   while os.path.islink(link):  # a venv's python may lead through a folder of versions
     link = os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)))
-    links.append(os.path.dirname(os.path.dirname(link)))
+    prefix = os.path.dirname(os.path.dirname(link))
+    links.append(prefix if glob.glob(f'{glob.escape(prefix)}/lib/python3*/os.py') else link)
   folders: list[str] = []
   for path in (*prefixes, *map(os.path.realpath, prefixes), *links, *packages):
     inside = any(path == folder or path.startswith(f'{folder}/') for folder in (*folders, '/usr'))
-    if not inside and path not in ('', '/') and os.path.isdir(path):
+    if not inside and path not in ('', '/') and (os.path.isdir(path) or path in links):
       folders.append(path)
   return tuple(folders)
 

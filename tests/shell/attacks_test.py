@@ -324,3 +324,14 @@ def test_an_interpreter_is_found_through_its_links():
   assert any(real.startswith(f'{folder}/') for folder in (*folders, '/usr'))
   assert not {'/', os.path.expanduser('~')} & set(folders)
   assert shutil.which('sh')
+
+
+def test_a_link_among_other_things_is_read_alone(tmp_path):
+  """As in ~/bin/python3, by which a virtual environment may be made: the home around it is not the interpreter's."""
+  (tmp_path / 'home/bin').mkdir(parents=True)
+  (tmp_path / 'home/secret').write_text('key')
+  (tmp_path / 'home/bin/python3').symlink_to(sys.executable)
+  (tmp_path / 'python').symlink_to(tmp_path / 'home/bin/python3')
+  folders = sandbox.interpreter_folders(str(tmp_path / 'python'))
+  assert str(tmp_path / 'home/bin/python3') in folders
+  assert not [path for path in folders if str(tmp_path / 'home/secret').startswith(f'{path}/')]

@@ -124,7 +124,7 @@ def test_nodes_that_go_on_being_lost_end_it(nodes, tmp_path, monkeypatch):
     raise ray.exceptions.WorkerCrashedError
 
   monkeypatch.setattr(here, '_once', gone)
-  with pytest.raises(RuntimeError, match=r'lost its node 2 times \(runner\.retries = 1\)'):
+  with pytest.raises(ConnectionError, match=r'lost its node 2 times \(runner\.retries = 1\)'):
     here.run(Job('m', BODY, {}))
 
 

@@ -82,6 +82,7 @@ def test_objects_are_not_stored():
     lambda d: d.update(seal='0' * 64),
     lambda d: d.update(seal=None),
     lambda d: d.update(seal='\u00e9'),
+    lambda d: d.update(seal='\ud800'),
     lambda d: d.pop('seal'),
     lambda d: d.update(more=1),
   ],
@@ -101,8 +102,33 @@ def test_another_secret_does_not_open(tmp_path):
     jobfolder.read_result(tmp_path, 'ab' * 32)
 
 
-def test_a_sealed_thing_that_is_no_result_is_refused(tmp_path):
-  body = {'result': {'key': 'k', 'scores': 7}, 'arrays_sha256': ''}
+def test_whatever_depth_a_result_has_it_is_refused(tmp_path):
+  """One depth is read by the parser and is too deep to be written again."""
+  for depth in range(900, 1000):
+    nested = '[' * depth + ']' * depth
+    (tmp_path / 'result.json').write_text(f'{{"result": {nested}, "arrays_sha256": "", "seal": ""}}')
+    with pytest.raises(jobfolder.ForgedResultError):
+      jobfolder.read_result(tmp_path, SECRET)
+
+
+@pytest.mark.parametrize(
+  'header',
+  ['{[]: 1}', "{'descr': (), 'fortran_order': False, 'shape': ()}",
+   "{'descr': '|b1', 'fortran_order': False, 'shape': (True,)}"],
+)  # fmt: skip
+def test_a_header_that_is_none_is_refused(header):
+  text = f'{header}\n'.encode()
+  member = b'\x93NUMPY\x01\x00' + len(text).to_bytes(2, 'little') + text + b'\x01'
+  buffer = io.BytesIO()
+  with zipfile.ZipFile(buffer, 'w') as archive:
+    archive.writestr('w.npy', member)
+  with pytest.raises(jobfolder.ForgedResultError):
+    jobfolder.unpack(buffer.getvalue())
+
+
+@pytest.mark.parametrize('result', [{'key': 'k', 'scores': 7}, {'key': 'k', 'mixer_parameters': float('inf')}])
+def test_a_sealed_thing_that_is_no_result_is_refused(tmp_path, result):
+  body = {'result': result, 'arrays_sha256': ''}
   (tmp_path / 'result.json').write_text(json.dumps({**body, 'seal': jobfolder.seal(body, SECRET)}))
   with pytest.raises(jobfolder.ForgedResultError, match='no result'):
     jobfolder.read_result(tmp_path, SECRET)

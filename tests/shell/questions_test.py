@@ -99,7 +99,13 @@ def test_answers_go_through_arrays():
 
 @pytest.mark.parametrize(
   'change',
-  [{'nats': np.zeros(2)}, {'lengths': np.array([3, -1, 0])}, {'lengths': np.array([9, 0, 0])}, {'greedy': None}],
+  [
+    {'nats': np.zeros(2)},
+    {'lengths': np.array([3, -1, 0])},
+    {'lengths': np.array([9, 0, 0])},
+    {'greedy': None},
+    {'lengths': np.array([0.0, 0.0, 1.0])},
+  ],
 )
 def test_arrays_that_are_no_answers_are_refused(change):
   arrays = {**questions.pack([Answer(), Answer(), Answer(following=(1,))]), **change}

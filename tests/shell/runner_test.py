@@ -13,8 +13,8 @@ import time
 import pytest
 
 from asiarch_jax import config
-from asiarch_jax.records import Job, Limits
-from asiarch_jax.shell import processes, runner, sandbox
+from asiarch_jax.records import Failure, Job, JobResult, Limits
+from asiarch_jax.shell import processes, results, runner, sandbox
 
 HERE = pathlib.Path(__file__).parent
 BODY = """
@@ -236,6 +236,16 @@ def test_too_little_time_is_forgotten_when_there_is_more(tmp_path, any_jail):
   assert local(tmp_path, any_jail).run(slow).failure.kind == 'time'
   assert time.monotonic() - began < 1.0, 'the same limits give the stored failure'
   assert local(tmp_path, any_jail).run(generous).failure is None
+
+
+def test_a_function_that_one_archive_had_is_new_to_another(tmp_path):
+  """Arms share what they have run."""
+  job, folder = Job('m', BODY, {}, known={'f': 12}), tmp_path / 'job'
+  folder.mkdir()
+  result = JobResult(job.key, fingerprint='f', failure=Failure('duplicate', 'computes the same function as entry 12'))
+  results.keep(folder, result, '', {})
+  assert results.stored(folder, {}, job.known) == result
+  assert results.stored(folder, {}, {}) is None
 
 
 def test_progress_arrives_while_the_worker_runs(tmp_path, jail):
