@@ -1,7 +1,7 @@
 """Whether a trained model reads the future: the program that measures it, asked twice about the same past.
 
 The checks before training try a mixer at sizes of their own, and one may tell where it is and behave there only. What
-is asked here is the very program that training and measurement run, at its sizes, with the trained parameters.
+is asked here is the very program that its score comes from, at its sizes, with the trained parameters.
 """
 
 from __future__ import annotations
@@ -33,5 +33,5 @@ def leak(measure: Callable[[Batch], np.ndarray], batch: Batch) -> str | None:
     return None
   return (
     f'other tokens from position {half} on change the losses before it by up to {apart.max():.3g} nats a row in the '
-    'trained model: it sees the future where it is trained, though not where it was tried before'
+    'trained model: it sees the future where it is measured, though not where it was tried before'
   )
