@@ -14,7 +14,7 @@ import pytest
 
 from asiarch_jax import config
 from asiarch_jax.records import Failure, Job, JobResult, Limits
-from asiarch_jax.shell import processes, results, runner, sandbox
+from asiarch_jax.shell import machine, processes, results, runner, sandbox
 
 HERE = pathlib.Path(__file__).parent
 BODY = """
@@ -266,6 +266,14 @@ def test_a_worker_that_cannot_start_is_our_fault(tmp_path, any_jail, monkeypatch
   monkeypatch.syspath_prepend(str(tmp_path))
   with pytest.raises(RuntimeError, match=r'before it read its job.*libfoo is missing|libfoo'):
     local(tmp_path / 'work', any_jail, module='broken_worker').run(Job('m', BODY, {}))
+
+
+@pytest.mark.skipif(bool(machine.accelerators()), reason='it may be there')
+def test_a_lost_accelerator_is_no_fault_of_a_proposal(tmp_path, any_jail):
+  lost = local(tmp_path, any_jail, 'asiarch_jax.worker', platform='cuda')
+  with pytest.raises(runner.WorkerStartError, match=r"before it read its job(.|\n)*no device of platform 'cuda'"):
+    lost.run(Job('m', BODY, config.worker_part(config.Experiment()), kind='check'))
+  assert not list(tmp_path.rglob('done.json')), 'it may run when the device is back'
 
 
 def test_an_interrupt_of_the_controller_ends_the_worker(tmp_path, jail):
