@@ -164,7 +164,7 @@ def matched(mixer: type, job: Job, settings: config.Experiment, mixer_flops: flo
 
 def lost(losses_LR: np.ndarray, measured: Iterable[np.ndarray]) -> np.ndarray:
   """Returns which replicas diverged: a loss on the way, or what was measured of them after it, is not finite."""
-  return ~np.isfinite(np.stack([*losses_LR, *measured])).all(axis=0)
+  return monitor.diverged(np.stack([*losses_LR, *measured]))
 
 
 def learn(
