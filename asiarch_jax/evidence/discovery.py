@@ -42,7 +42,9 @@ from asiarch_jax.evidence import distributions
 FEWEST = 4  # events below which AICc is not defined for two parameters and no shape is told from another
 BINS = 120  # intervals that are fitted at most: neighbours are merged, so that time does not grow with the archive
 DRAWS = 400
-STEPS = 34  # of the golden section: the interval shrinks by 1e-7
+STARTS, STEPS = 12, 30  # of a shape's number: a grid, then a golden section beside its best point, to 1e-7 of the range
+ROOTS = 240  # points at which a likelihood is read for an interval
+REACHED = 0.01  # share of the draws at a bound of a shape's number from which their quantiles say nothing
 HIGHEST, BISECTIONS = 8.0, 20  # of the logarithm of a scale over the expected count
 NEWTON = 6  # steps for the scale of a binomial fit; the Poisson solution, a good start, is exact for small chances
 
@@ -74,7 +76,8 @@ class Process:
 class Parameter:
   """A parameter in units of the cost, with its parametric and its case bootstrap interval.
 
-  The second weighs whole intervals at random (Rubin 1981, Ann. Stat. 9), so it also holds where events clump.
+  An end is 0 or inf where the shape's number may lie beyond the range in which it is sought. The second interval weighs
+  whole intervals of cost at random (Rubin 1981, Ann. Stat. 9), so it also holds where events clump.
   """
 
   name: str
@@ -281,7 +284,22 @@ def _too_little(process: Process) -> str:
     return f'{found} nothing of a shape: it takes at least {FEWEST}.'
   if sum(count > 0 for count in process.counts) == 1:
     return f'All {process.events} events fall into one interval of cost, so they say nothing of a shape.'
+  for counts, trials, side in (
+    (process.counts, process.trials, 'before'),
+    (process.counts[::-1], process.trials[::-1], 'after'),
+  ):
+    if _parted(counts, trials):
+      return (
+        f'All {process.events} events came {side} all trials without one: a step, which a shape fits the better the '
+        'steeper it is, so no best fit exists.'
+      )
   return ''
+
+
+def _parted(counts: Sequence[int], trials: Sequence[float]) -> bool:
+  """Says whether all trials succeeded up to some interval and none after it: no maximum is finite."""
+  rest = list(itertools.dropwhile(lambda pair: pair[0] == pair[1], zip(counts, trials, strict=True)))
+  return not any(count for count, _ in rest[1:])
 
 
 def _rate_alone(process: Process, level: float) -> Fit:
@@ -416,6 +434,10 @@ def _maximum(shape: _Shape, process: Process, counts_RN: np.ndarray, weights_RN:
 
   low_R, high_R = np.full(rows, shape.low), np.full(rows, shape.high)
   if shape.high > shape.low:
+    # Far from the best the smallest share is all that is left of a likelihood: flat, where no section finds its way.
+    starts_S = np.linspace(shape.low, shape.high, STARTS)
+    best_R = np.argmax([score(np.full(rows, start)) for start in starts_S], axis=0)
+    low_R, high_R = starts_S[np.maximum(best_R - 1, 0)], starts_S[np.minimum(best_R + 1, STARTS - 1)]
     golden = (math.sqrt(5.0) - 1.0) / 2.0
     left_R, right_R = high_R - golden * (high_R - low_R), low_R + golden * (high_R - low_R)
     at_left_R, at_right_R = score(left_R), score(right_R)
@@ -473,11 +495,10 @@ def _mirrored(
   Their quantiles are basic bootstrap intervals (Davison and Hinkley 1997, section 5.2) of any function of them: a fit
   that came out too high was drawn from too high. For the logarithm of a power law's exponent this is exact, since its
   distance to the estimate has no unknown in it. The expected count is turned where its noise is even: on roots, or with
-  n trials on arcsines of roots.
+  n trials on arcsines of roots. A number is infinite where it lies outside the range in which numbers are sought.
   """
   some_R = drawn.scale > 0
-  number_R = found.free[0] - widening * (drawn.free[some_R] - found.free[0])
-  number_R = np.clip(number_R, found.shape.low, found.shape.high)
+  number_R = _numbers(process, found, drawn.free[some_R], widening)
   trials = sum(process.trials)
   middle, total_R = found.means(process).sum(), drawn.means(process).sum(axis=1)[some_R]
   if math.isinf(trials):
@@ -487,9 +508,39 @@ def _mirrored(
   return number_R, _scale_of(process, found.shape, number_R, trials * np.sin(turned_R) ** 2)
 
 
+def _numbers(process: Process, found: _Maximum, drawn_R: np.ndarray, widening: float) -> np.ndarray:
+  """Returns what `_mirrored` says of the shape's number.
+
+  Draws that end at a bound tell nothing of how far off the number may be: all may lie there, the fit among them. Then
+  the numbers are such that twice the logarithm of the likelihood ratio to them is chi-square, so that they end where a
+  likelihood interval does, and never where the likelihood has not fallen enough within the range.
+  """
+  shape, fitted = found.shape, found.free[0]
+  if shape.high == shape.low:
+    return np.zeros(len(drawn_R))
+  margin = 1e-4 * (shape.high - shape.low)
+  if np.mean((drawn_R < shape.low + margin) | (drawn_R > shape.high - margin)) <= REACHED:
+    number_R = fitted - widening * (drawn_R - fitted)
+    return np.where(number_R < shape.low, -np.inf, np.where(number_R > shape.high, np.inf, number_R))
+  theta_G = np.append(np.linspace(shape.low, shape.high, ROOTS), fitted)
+  theta_G.sort()
+  score_G = _profile(shape, process, theta_G, np.array([process.counts], np.float64), np.ones((1, 1)))[1]
+  side_G = np.sign(theta_G - fitted)
+  root_G = side_G * np.sqrt(2.0 * np.maximum(score_G.max() - score_G, 0.0))
+  root_G = np.where(side_G < 0, np.minimum.accumulate(root_G[::-1])[::-1], np.maximum.accumulate(root_G))
+  rows = len(drawn_R)
+  normal_R = np.array([distributions.normal_quantile((row + 0.5) / rows) for row in range(rows)])
+  return np.interp(widening * normal_R, root_G, theta_G, left=-np.inf, right=np.inf)
+
+
+def _within(shape: _Shape, number_R: np.ndarray) -> np.ndarray:
+  """Returns numbers as a shape can have them."""
+  return np.clip(number_R, max(shape.low, shape.least), shape.high)
+
+
 def _scale_of(process: Process, shape: _Shape, number_R: np.ndarray, total_R: np.ndarray) -> np.ndarray:
   """Returns the scale that gives an expected number of events where a trial succeeds once at most, by bisection."""
-  share_RN, trials_N = _shares(shape, process, np.maximum(number_R, shape.least)), np.array(process.trials)
+  share_RN, trials_N = _shares(shape, process, _within(shape, number_R)), np.array(process.trials)
   low_R, high_R = np.zeros(len(number_R)), np.full(len(number_R), HIGHEST)
   for _ in range(BISECTIONS):
     middle_R = (low_R + high_R) / 2
@@ -524,7 +575,7 @@ def _summary(
     parameters.append(Parameter(name, *map(float, (value, *ends))))
   bounds: list[np.ndarray] = []
   for number_R, scale_R in sides:
-    drawn = dataclasses.replace(found, theta=np.maximum(number_R, shape.least), scale=scale_R)
+    drawn = dataclasses.replace(found, theta=_within(shape, number_R), scale=scale_R)
     bounds += _ends(np.cumsum(drawn.means(process), axis=1), level)
   lines = (np.cumsum(found.means(process), axis=1)[0], *bounds)
   return tuple(parameters), Band(process.ends, *(tuple(map(float, line)) for line in lines))

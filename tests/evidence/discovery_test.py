@@ -65,6 +65,17 @@ def test_more_events_choose_the_truth_more_often():
   assert right[10.0] <= right[40.0] <= right[160.0] and right[160.0] >= 0.9 > right[10.0]
 
 
+@pytest.mark.slow
+def test_an_interval_of_few_events_holds_the_exponent():
+  held = []
+  for repeat in range(60):
+    found = discovery.fit(tried('falling', 8.0, np.random.default_rng([8, repeat]), trials=30), seed=repeat, draws=60)
+    if not found.note:
+      (exponent,) = of_shape(found, 'power law').parameters
+      held.append((exponent.low <= 0.4 <= exponent.high, exponent.case_low <= 0.4 <= exponent.case_high))
+  assert len(held) > 50 and (np.mean(held, axis=0) >= 0.88).all()  # 0.8 where draws at a bound are mirrored as others
+
+
 def simulated(repeats, sizes=(30.0,), draws=60):
   """Returns shares over simulated searches: true shape excluded; parameter and points of the curve covered."""
   excluded, parameters, curves = [], [], []
@@ -124,6 +135,24 @@ def test_a_power_law_that_is_known_exactly():
   assert of_shape(found, 'power law').parameters[0].value == pytest.approx(-6 / np.log(at).sum(), rel=1e-3)
 
 
+@pytest.mark.parametrize(
+  'cumulative, shape, within',
+  [
+    ([0] * 28 + [4, 9], 'power law', (10.0, 20.0, math.inf)),  # all in the last two of thirty intervals
+    ([5, 9] + [9] * 28, 'power law', (0.0, 0.13, 0.4)),
+    ([0] * 28 + [4, 9], 'saturating', (math.inf,) * 3),
+  ],
+)
+def test_an_interval_is_open_where_the_number_may_lie_beyond_what_is_sought(cumulative, shape, within):
+  found = discovery.fit(discovery.of_counts(list(range(1, 31)), cumulative), draws=200)
+  number = of_shape(found, shape).parameters[0]
+  assert number.value == pytest.approx(within[1], rel=0.1)
+  for low, high in ((number.low, number.high), (number.case_low, number.case_high)):
+    assert low == pytest.approx(within[0], rel=0.4) and high == pytest.approx(within[2], rel=0.4)
+  linear = of_shape(found, 'linear')
+  assert all(fit.log_likelihood > linear.log_likelihood - 0.1 for fit in found.fits)  # each holds linear
+
+
 def test_time_after_the_last_discovery_counts():
   rng = np.random.default_rng(2)
   costs, hits = [1.0] * 100, list(rng.random(100) < 0.3)
@@ -163,6 +192,9 @@ def test_a_few_events_tell_no_shape():
     (discovery.of_trials([1.0] * 5, [True] * 5), 'All of 5 trials were confirmed'),
     (discovery.of_counts([1.0, 2.0, 3.0], [0, 9, 9]), 'All 9 events fall into one interval'),
     (discovery.of_counts([1.0], [9]), 'All 9 events fall into one interval'),
+    (discovery.of_trials([1.0] * 15, [True] * 5 + [False] * 10), 'All 5 events came before all trials without one'),
+    (discovery.of_trials([1.0] * 15, [False] * 11 + [True] * 4), 'All 4 events came after all trials without one'),
+    (discovery.of_trials([1.0] * 240, [True] * 5 + [False] * 235), 'All 5 events came before'),  # merged in pairs
   ],
 )
 def test_what_cannot_be_fitted_is_said(process, said):
