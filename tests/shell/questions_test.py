@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from asiarch_jax.records import Job
 from asiarch_jax.shell import jobfolder, questions, runner, sandbox, text_encoding
 from asiarch_jax.shell.questions import Answer, Request, Terms
 from tests import samples
+
+BASELINES = pathlib.Path(contract.__file__).parent / 'baselines'
 
 BYTES = text_encoding.encoding('bytes')
 MODEL = config.Model(width=8, layers=1, heads=2, mlp_width=8, init_stddev=0.5)
@@ -192,3 +195,21 @@ def test_ids_become_text_again(text):
 
 def test_half_a_character_is_no_error():
   assert BYTES.decode(BYTES.encode('€')[:2]) == '\ufffd'
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+  'source, carried', [((BASELINES / 'gated_delta_net.py').read_text(), True), (samples.SOURCE, False)]
+)
+def test_states_are_judged_without_the_rounding_of_the_type(tmp_path, source, carried, dtype):
+  model = dataclasses.replace(MODEL, width=16, dtype=dtype)
+  parameters = lm.LanguageModel(contract.load(source), model).initial_parameters(jax.random.key(1))
+  asked = [Request(ids('the key opens the door')), Request(ids('a gate is not any door'))]
+  folder = tmp_path / 'asked'
+  content = questions.write(folder, asked, TERMS, BYTES, jobfolder.by_path(parameters))
+  experiment = dataclasses.replace(EXPERIMENT, model=model)
+  asking = job(content, source=source, kind='decode', experiment=config.worker_part(experiment))
+  result, arrays = worker.decode(asking, experiment, str(folder), lambda _: None)
+  assert arrays['logits'].shape == (2, 22, 256) and not set(arrays) - {'tokens', 'logits'}
+  steps = next(finding for finding in result.findings if finding.check == 'steps')
+  assert steps.passed == carried, steps
