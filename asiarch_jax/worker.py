@@ -84,6 +84,7 @@ def gate(job: Job, settings: config.Experiment, report: Report) -> tuple[JobResu
     mixer,
     spec,
     checks,
+    trained=(settings.training.batch, settings.training.length),
     waived=job.waived,
     seed=settings.seed,
     on_progress=lambda name: report(Progress('check', note=name)),

@@ -55,6 +55,7 @@ RANDOM = ('random_', 'threefry', 'rng_')
 CUTS = (1, 2, 5, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 127, 128)  # tokens kept before a swapped future
 FUTURES = ('other', 'ten times larger', 'shifted by five', 'silent')
 FEW_CUTS = (1, 17, 32, 48)  # what is enough for all sequences but the longest; one before the end is added
+MOST_A_ROW = 1.05  # FLOPs of a row among others over those of one alone
 FIRST_SWAP = 3  # batches before the first swapped future
 # Each program runs a few times only, so compiling costs more than running; other backends do not know these options.
 # Without the fusion emitters, which write MLIR for LLVM, a program compiles in a quarter of the time.
@@ -72,6 +73,7 @@ def gate(
   spec: contract.MixerSpec,
   checks: config.Checks,
   *,
+  trained: tuple[int, int] | None = None,
   waived: Iterable[str] = (),
   seed: int = 0,
   on_progress: Callable[[str], None] | None = None,
@@ -79,11 +81,12 @@ def gate(
 ) -> tuple[Finding, ...]:
   """Returns one `Finding` for each of CHECKS that could be run, in that order; a failed one says what to change.
 
-  Of the `waived` checks a failure is reported like any other, and the gate goes on; what it means is the caller's.
-  `on_progress` is told the name of each stage. With a `clock` (seconds), findings carry the time that their
-  stage took, and the gate ends with a failed finding `seconds` once it has used `checks.seconds`.
+  `trained` is the number of rows and of tokens that the mixer will be trained at. Of the `waived` checks a failure is
+  reported like any other, and the gate goes on; what it means is the caller's. `on_progress` is told the name of each
+  stage. With a `clock` (seconds), findings carry the time that their stage took, and the gate ends with a failed
+  finding `seconds` once it has used `checks.seconds`.
   """
-  subject = _Subject(mixer, spec, checks, seed)
+  subject = _Subject(mixer, spec, checks, seed, trained)
   findings: list[Finding] = []
   began = clock() if clock else 0.0
   for stage in STAGES:
@@ -149,8 +152,15 @@ def _line(error: BaseException) -> str:
 class _Subject:
   """A mixer with its parameters and the programs compiled for it; each is made when first asked for."""
 
-  def __init__(self, mixer: type, spec: contract.MixerSpec, checks: config.Checks, seed: int):
-    self.mixer, self.spec, self.checks, self.seed = mixer, spec, checks, seed
+  def __init__(
+    self,
+    mixer: type,
+    spec: contract.MixerSpec,
+    checks: config.Checks,
+    seed: int,
+    trained: tuple[int, int] | None = None,
+  ):
+    self.mixer, self.spec, self.checks, self.seed, self.trained = mixer, spec, checks, seed, trained
     self.lengths = tuple(sorted(set(checks.lengths)))
     self.rng = np.random.default_rng([seed, 7])
     self.traces: dict[Any, Any] = {}
@@ -235,7 +245,8 @@ class _Subject:
     return jax.jit(jax.vmap(self.apply, (None, 0)))
 
   def trace(self, name: Any) -> Any:
-    """Returns one program, traced: 'gradient' (which gives y too), 'init', or the forward pass of (length, batch)."""
+    """Returns one program, traced: 'gradient' (which gives y too), 'init', the forward pass of (length, batch) for all
+    probes, or that of ('elsewhere', (length, batch))."""
     if name not in self.traces:
       # Accelerators round products to bfloat16 or TF32 otherwise, and that would look like a leak.
       with jax.default_matmul_precision('highest'):
@@ -251,6 +262,8 @@ class _Subject:
       begin = jaxprs.start(self.module, self.spec.width)
       leaves = len(jax.tree.leaves(begin.parameters))
       return jax.jit(lambda key: jaxpr_as_fun(begin.jaxpr)(key)[:leaves]).trace(jax.random.key(0))
+    if name[0] == 'elsewhere':
+      return jax.jit(self.apply).trace(self.shapes, jax.ShapeDtypeStruct(self.elsewhere[name[1]].shape, jnp.float32))
     return self.jitted.trace(self.shapes, jax.ShapeDtypeStruct(self.probes[name].x.shape, jnp.float32))
 
   @functools.cached_property
@@ -262,6 +275,26 @@ class _Subject:
   def runners(self) -> futures.ThreadPoolExecutor:
     """Not the compilers: a run waits for its program, and must not keep it from being compiled."""
     return futures.ThreadPoolExecutor(2)
+
+  @functools.cached_property
+  def elsewhere(self) -> dict[tuple[int, int], np.ndarray]:
+    """What is put in at sizes (length, batch) where the mixer is counted or trained and looks like another program.
+
+    The rows are those of the probes, other rows and tokens behind them.
+    """
+    sizes = [(cost.growth(self.module, self.spec.width).lengths[0], 1)]
+    if self.trained:
+      sizes.append((self.trained[1], self.trained[0]))
+    known_BTD = self.probes[self.lengths[-1], 2].x[0]
+    watched = cost.program(self.module, self.spec.width, self.trained[1] if self.trained else self.lengths[-1], 2)
+    found = {}
+    for length, batch in sizes:
+      if not cost.alike(cost.program(self.module, self.spec.width, length, batch), watched):
+        x_BTD = self.rng.normal(size=(batch, length, self.spec.width)).astype(np.float32)
+        shared_BTD = known_BTD[:batch, :length]
+        x_BTD[: shared_BTD.shape[0], : shared_BTD.shape[1]] = shared_BTD
+        found[length, batch] = x_BTD
+    return found
 
   def start(self, name: Any) -> None:
     """Sees to it that a program is being compiled."""
@@ -316,6 +349,12 @@ class _Subject:
     with jax.default_matmul_precision('highest'):
       slopes = jax.jit(jax.grad(self.loss, (0, 1), has_aux=True)).lower(self.moved, x_BTD, weights_BTD)
       return slopes.compile(dict(_options(target.device()[0])))(self.moved, x_BTD, weights_BTD)[0]
+
+  def apart(self, size: tuple[int, int]) -> tuple[float, int]:
+    """Returns the change of rows and tokens seen before, and where, at a size (length, batch) of `elsewhere`."""
+    y_BTD = np.asarray(self.program(('elsewhere', size))(self.moved, self.elsewhere[size]))
+    seen_BTD = self.pair(self.lengths[-1])[: size[1], : size[0]]
+    return _change(y_BTD[: seen_BTD.shape[0], : seen_BTD.shape[1]], seen_BTD)
 
   @functools.cached_property
   def answers(self) -> dict[tuple[int, int], np.ndarray]:
@@ -476,6 +515,8 @@ def _growth(subject: _Subject) -> Iterator[Finding]:
   """FLOPs grow more slowly with T than the limit allows, in sum and in every part."""
   subject.start('gradient')  # compiled while the growth is counted
   grown = cost.growth(subject.module, subject.spec.width)
+  for size in subject.elsewhere:
+    subject.start(('elsewhere', size))
   low, high = grown.lengths
   seen = f'FLOPs grow as T^{grown.exponent:.2f} between T = {low} and {high}'
   limit = subject.checks.growth
@@ -544,6 +585,20 @@ def _batch(subject: _Subject) -> Iterator[Finding]:
         said = f"a row's output at position {at} changes by {change:.2g} of its size {when} (T = {length})"
         yield Finding('batch', False, f'{said}: never reduce, sort or normalise over the batch axis')
         return
+  if subject.trained:
+    batch, length = subject.trained
+    many, one = (cost.program(subject.module, subject.spec.width, length, rows) for rows in (batch, 1))
+    if many.flops_per_token > MOST_A_ROW * one.flops_per_token:
+      times = many.flops_per_token / one.flops_per_token
+      said = f'a row among {batch} takes {times:.2f} times the FLOPs of one alone (T = {length})'
+      yield Finding('batch', False, f'{said}: do the same whatever the number of rows')
+      return
+    if batch > 1 and (length, batch) in subject.elsewhere:
+      change, at = subject.apart((length, batch))
+      if change > subject.checks.tolerance:
+        said = f"a row's output at position {at} changes by {change:.2g} of its size among {batch} rows of T = {length}"
+        yield Finding('batch', False, f'{said}: do the same whatever the number of rows')
+        return
   yield Finding('batch', True, 'rows do not see each other')
 
 
@@ -581,6 +636,13 @@ def _prefix(subject: _Subject) -> Iterator[Finding]:
       said = f'the output at position {at} differs by {change:.2g} of its size between T = {length} and T = {longest}'
       how = 'use nothing that depends on T itself: no position / T, no schedule or kernel of length T'
       yield Finding('prefix', False, f'{said} with the same tokens before it: {how}')
+      return
+  for counted in (size for size in subject.elsewhere if size[1] == 1):
+    change, at = subject.apart(counted)
+    if change > subject.checks.tolerance:
+      said = f'the output at position {at} of one row of T = {counted[0]} differs by {change:.2g} of its size'
+      how = f'what grows with T is counted there, so it must be what runs at T = {longest}'
+      yield Finding('prefix', False, f'{said} with the same tokens before it: {how}; decide nothing by B or T')
       return
   yield Finding('prefix', True, f'T in {list(subject.lengths)} agree on their common tokens')
 

@@ -21,16 +21,20 @@ __all__ = [
   'STEEP',
   'UNROLLED_LENGTHS',
   'Growth',
+  'Program',
   'UnboundedLoopError',
+  'alike',
   'count',
   'fingerprint',
   'growth',
+  'program',
   'same_function',
 ]
 
 LENGTHS = (2560, 5120)  # long enough that what grows fastest is what shows; seldom the size of another axis
 UNROLLED_LENGTHS = (128, 256)  # where a Python loop over tokens or chunks makes each trace as long as T
 SIMILAR = 0.25  # equations this close to the steepest exponent are alike; the dearest of them is named
+ALIKE = 1.25  # factor of FLOPs a token up to which programs of the same equations are taken for one
 STEEP = 1.75  # exponent of a single equation from which it is called quadratic, however small its share
 
 
@@ -38,7 +42,7 @@ STEEP = 1.75  # exponent of a single equation from which it is called quadratic,
 class Growth:
   """How FLOPs grow with T: `exponent` between the two lengths, and the steepest single equation.
 
-  `steepest` is nan where the equations at the two lengths cannot be set side by side (their number depends on T).
+  Where the number of equations depends on T, `steepest` is that of all equations of one primitive.
   """
 
   lengths: tuple[int, int]
@@ -56,9 +60,9 @@ def growth(module: Any, width: int) -> Growth:
   Raises:
     UnboundedLoopError: a loop's number of turns is unknown.
   """
-  short = [sum(1 for _ in jaxprs.walk(jaxprs.trace(module, width, length))) for length in UNROLLED_LENGTHS]
+  short = [sum(1 for _ in jaxprs.walk(jaxprs.trace(module, width, length, 1))) for length in UNROLLED_LENGTHS]
   lengths = UNROLLED_LENGTHS if short[1] > 1.5 * short[0] else LENGTHS
-  traces = [jaxprs.trace(module, width, length) for length in lengths]
+  traces = [jaxprs.trace(module, width, length, 1) for length in lengths]
   tables = [list(flops.parts(trace)) for trace in traces]
   totals = (sum(part.flops for part in tables[0]), sum(part.flops for part in tables[1]))
   steepest, culprit = _steepest(tables[0], tables[1])
@@ -74,7 +78,8 @@ def _exponent(before: float, after: float) -> float:
 def _steepest(before: list[flops.Part], after: list[flops.Part]) -> tuple[float, str]:
   """Returns the largest exponent of one equation's FLOPs, or of its output's size, and its description."""
   if [part.primitive for part in before] != [part.primitive for part in after]:
-    return math.nan, ''
+    names = sorted({part.primitive for part in before} & {part.primitive for part in after})
+    before, after = ([_together(parts, name) for name in names] for parts in (before, after))
   exponents = [
     max(_exponent(a.flops, b.flops), _exponent(a.largest, b.largest)) for a, b in zip(before, after, strict=True)
   ]
@@ -84,6 +89,38 @@ def _steepest(before: list[flops.Part], after: list[flops.Part]) -> tuple[float,
   return worst, f'{dearest.primitive} of {dearest.shapes}' if dearest else ''
 
 
+def _together(parts: list[flops.Part], primitive: str) -> flops.Part:
+  """Returns all equations of a primitive as one: their FLOPs in sum, and its largest output with its shapes."""
+  mine = [part for part in parts if part.primitive == primitive]
+  largest = max(mine, key=lambda part: (part.largest, part.flops))
+  return dataclasses.replace(largest, flops=sum(part.flops for part in mine))
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What a mixer does with x [B, T, D]: its equations in order, by primitive, and their FLOPs a token."""
+
+  primitives: tuple[str, ...]
+  flops_per_token: float
+
+
+@jaxprs.remembering
+def program(module: Any, width: int, length: int, batch: int) -> Program:
+  """Returns the program of a mixer at `batch` rows of T = `length`.
+
+  Raises:
+    UnboundedLoopError: a loop's number of turns is unknown.
+  """
+  table = list(flops.parts(jaxprs.trace(module, width, length, batch)))
+  return Program(tuple(part.primitive for part in table), sum(part.flops for part in table) / (batch * length))
+
+
+def alike(one: Program, other: Program) -> bool:
+  """Says whether two programs look like one at two sizes: the same equations at about the same FLOPs a token."""
+  low, high = sorted((one.flops_per_token, other.flops_per_token))
+  return one.primitives == other.primitives and high <= ALIKE * low
+
+
 def count(module: Any, width: int, length: int) -> records.Cost:
   """Returns the cost of a mixer: FLOPs of the forward pass a token at T = `length`, state after `length` tokens.
 
@@ -91,7 +128,7 @@ def count(module: Any, width: int, length: int) -> records.Cost:
     UnboundedLoopError: a loop's number of turns is unknown.
   """
   parameters = jaxprs.parameter_shapes(module, width)
-  total = sum(part.flops for part in flops.parts(jaxprs.trace(module, width, length)))
+  total = sum(part.flops for part in flops.parts(jaxprs.trace(module, width, length, 1)))
   grown = growth(module, width)
   constant, slope = grown.state
   return records.Cost(

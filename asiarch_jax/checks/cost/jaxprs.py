@@ -27,7 +27,7 @@ CALLS = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')  # where primitives that only wrap 
 
 def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
   """Returns `function`, called once only for a module and sizes: tracing is what a gate spends its time on."""
-  remembered = functools.lru_cache(maxsize=8)(function)
+  remembered = functools.lru_cache(maxsize=16)(function)
 
   @functools.wraps(function)
   def asked(module: Any, *sizes: int) -> Any:
@@ -72,10 +72,10 @@ def parameter_shapes(module: Any, width: int) -> Any:
 
 
 @remembering
-def trace(module: Any, width: int, length: int) -> ClosedJaxpr:
-  """Returns the jaxpr of one sequence: parameters in order of their leaves, then x [1, T, D], to y and what is lost."""
+def trace(module: Any, width: int, length: int, batch: int) -> ClosedJaxpr:
+  """Returns the jaxpr of a mixer: parameters in order of their leaves, then x [B, T, D], to y and what is lost."""
   parameters = parameter_shapes(module, width)
-  x = jax.ShapeDtypeStruct((1, length, width), module.dtype)
+  x = jax.ShapeDtypeStruct((batch, length, width), module.dtype)
 
   def forward(leaves: list[Any], x_BTD: jax.Array) -> Any:
     restored = jax.tree.unflatten(jax.tree.structure(parameters), leaves)
