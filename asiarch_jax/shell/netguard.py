@@ -4,7 +4,7 @@ bubblewrap can share the host's network or withhold it, nothing between, and a f
 to an address, not the address. So `connect` is handed to the warden (seccomp's user notification, Linux 5.6), which
 reads the address, and makes the connection itself on a copy of the socket when the address is a peer's: what the worker
 writes into its memory meanwhile changes nothing. What needs no connection is refused by the filter: datagrams,
-packets, unix sockets, and data in an opening packet.
+packets, unix sockets, protocols that name peers otherwise than by `connect` (SCTP), and data in an opening packet.
 
 Standard library only, and imports nothing of the package: `confine.py` loads it by its path, and inside the jail it is
 run as a script, `python -I -S netguard.py DESCRIPTOR COMMAND...`, which gives the listener away and becomes the
@@ -62,6 +62,15 @@ def program(machine=''):
     return [(EQUAL, 0, len(lines), number[name]), *lines]
 
   stream = [(AND, 0, 0, TYPE_BITS), (EQUAL, 0, 1, socket.SOCK_STREAM), allow, refuse]
+  tcp = [
+    (AND, 0, 0, TYPE_BITS),
+    (EQUAL, 0, 4, socket.SOCK_STREAM),
+    argument(2),
+    (EQUAL, 1, 0, 0),
+    (EQUAL, 0, 1, socket.IPPROTO_TCP),
+    allow,
+    refuse,
+  ]
   lines = [
     (LOAD, 0, 0, 0),
     *when('connect', [(RETURN, 0, 0, NOTIFY)]),
@@ -72,12 +81,10 @@ def program(machine=''):
         argument(0),
         (EQUAL, 3, 0, socket.AF_INET),
         (EQUAL, 2, 0, socket.AF_INET6),
-        (EQUAL, 0, 5, socket.AF_NETLINK),
+        (EQUAL, 0, 1 + len(tcp), socket.AF_NETLINK),
         allow,
         argument(1),
-        *stream[:2],
-        allow,
-        refuse,
+        *tcp,
       ],
     ),
     *when('socketpair', [argument(1), *stream]),

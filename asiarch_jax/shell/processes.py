@@ -124,8 +124,8 @@ def nameless_bytes(pids: Iterable[int]) -> int:
 
 
 def tree_bytes(folder: str | os.PathLike[str], entries: int) -> int | None:
-  """Returns the disk space below `folder`, links not followed; None when it has more than `entries` files and folders
-  or is nested so deep that no path names its leaves."""
+  """Returns the disk space below `folder`, links not followed; None where it cannot be known: more than `entries` files
+  and folders, nested so deep that no path names the leaves, or a folder that is locked to us."""
   total = count = 0
   frontier = [os.fspath(folder)]
   while frontier:
@@ -135,9 +135,12 @@ def tree_bytes(folder: str | os.PathLike[str], entries: int) -> int | None:
           count += 1
           if count > entries or len(entry.path) > 3000:
             return None
-          total += entry.stat(follow_symlinks=False).st_blocks * BLOCK_BYTES
-          if entry.is_dir(follow_symlinks=False):
-            frontier.append(entry.path)
+          with contextlib.suppress(OSError):  # this one went away; the others of its folder count
+            total += entry.stat(follow_symlinks=False).st_blocks * BLOCK_BYTES
+            if entry.is_dir(follow_symlinks=False):
+              frontier.append(entry.path)
+    except PermissionError:
+      return None
     except OSError:
-      continue  # it went away, or was locked to us: the next look sees what is there then
+      continue  # it went away: the next look sees what is there then
   return total

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 from asiarch_jax import config
 from asiarch_jax.records import Job, JobResult, from_json, to_json
 from asiarch_jax.shell import jobfolder
+
+_OUTSIDE = ('wall_seconds', 'heartbeat_seconds', 'memory_gib', 'processes', 'file_mib')
+CAUSES = {'too_slow': ('seconds_per_step',), 'time': _OUTSIDE, 'memory': _OUTSIDE, 'killed': _OUTSIDE}
 
 
 def checked_arrays(path: pathlib.Path, sha256: str, limit: int) -> dict[str, Any]:
@@ -40,13 +44,19 @@ def limits_of(job: Job, settings: config.Runner) -> dict[str, float]:
     'memory_gib': settings.memory_gib,
     'processes': settings.processes,
     'file_mib': settings.file_mib,
+    'seconds_per_step': math.inf if job.limits.seconds_per_step is None else job.limits.seconds_per_step,
   }
 
 
 def keep(folder: pathlib.Path, result: JobResult, arrays_sha256: str, limits: Mapping[str, float]) -> None:
   """Keeps the result of a job, whose arrays lie in its folder already, so that it is not run again."""
-  caused = result.failure is not None and result.failure.kind in ('time', 'memory', 'killed')
-  done = {'result': to_json(result), 'arrays_sha256': arrays_sha256, 'limits': limits if caused else None}
+  kind = result.failure.kind if result.failure is not None else ''
+  names = CAUSES.get(kind)
+  done = {
+    'result': to_json(result),
+    'arrays_sha256': arrays_sha256,
+    'limits': {name: limits[name] for name in names} if names else None,
+  }
   jobfolder.replace(folder / 'done.json', json.dumps(done).encode())
 
 
@@ -68,11 +78,11 @@ def kept_arrays(jobs: pathlib.Path, key: str) -> Mapping[str, Any]:
 def stored(folder: pathlib.Path, limits: Mapping[str, float], known: Mapping[str, int]) -> JobResult | None:
   """Returns the result of an earlier run, or None where there is none that holds.
 
-  A failure of too little time or memory holds under its own limits only, that of a function which an archive had
-  already only where this one has it: `known`, by fingerprint.
+  A failure of too little time or memory, or of steps too slow, holds under its own limits only, that of a function that
+  an archive had already only where this one has it: `known`, by fingerprint.
   """
   done = _read_done(folder)
-  if done is None or (done['limits'] is not None and done['limits'] != limits):
+  if done is None or any(limits.get(name) != value for name, value in (done['limits'] or {}).items()):
     return None
   result = done['result']
   if result.failure is not None and result.failure.kind == 'duplicate' and result.fingerprint not in known:

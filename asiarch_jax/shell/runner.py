@@ -506,7 +506,7 @@ def _too_much(family: tuple[processes.Process, ...], out: pathlib.Path, settings
     return Failure('killed', f'ran {threads} processes and threads, more than runner.processes = {settings.processes}')
   named = processes.tree_bytes(out, FILES)
   if named is None:
-    return Failure('killed', f'wrote more than {FILES} files, or folders in folders without end')
+    return Failure('killed', f'wrote more than {FILES} files, folders in folders without end, or into a locked one')
   written = named + processes.nameless_bytes(one.pid for one in family)
   if written > settings.file_mib * 2**20:
     size = f'{written / 2**20:.0f} MiB'
@@ -535,13 +535,19 @@ def _accept(
   return _cleaned(result), arrays_sha256
 
 
-def _cleaned(result: JobResult) -> JobResult:
-  """Returns a result whose sentences, which may quote the proposal, hold nothing that a terminal would obey."""
-  failure = result.failure
-  if failure is not None:
-    failure = Failure(failure.kind, clean(failure.reason), clean(failure.log))
-  findings = tuple(dataclasses.replace(finding, detail=clean(finding.detail)) for finding in result.findings)
-  return dataclasses.replace(result, failure=failure, findings=findings)
+def _cleaned(part: Any) -> Any:
+  """Returns a result, or a part of one, whose texts, all a proposal's to choose, hold nothing that a terminal obeys."""
+  if isinstance(part, str):
+    return clean(part)
+  if isinstance(part, tuple):
+    return tuple(map(_cleaned, part))
+  if isinstance(part, dict):
+    return {_cleaned(key): _cleaned(value) for key, value in part.items()}
+  if dataclasses.is_dataclass(part) and not isinstance(part, type):
+    return dataclasses.replace(
+      part, **{field.name: _cleaned(getattr(part, field.name)) for field in dataclasses.fields(part)}
+    )
+  return part
 
 
 def reap_orphans(jobs: pathlib.Path) -> int:

@@ -1,6 +1,5 @@
 """Counts against counts by hand, and fingerprints that know a function under other names."""
 
-import math
 import pathlib
 
 import jax

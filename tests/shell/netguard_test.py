@@ -1,9 +1,12 @@
 """A worker among peers, in each jail: it reaches them and nothing else."""
 
 import contextlib
+import errno
 import json
 import platform
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -91,6 +94,38 @@ def test_a_worker_reaches_its_peers_and_nothing_else(jail):
 def free(port):
   with socket.socket() as one:
     return one.connect_ex(('127.0.0.1', port)) != 0
+
+
+SOCKETS = """
+import socket, sys
+for family, kind, protocol in (
+  (socket.AF_INET, socket.SOCK_STREAM, 0), (socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_CLOEXEC, 0),
+  (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP), (socket.AF_NETLINK, socket.SOCK_RAW, 0),
+  (socket.AF_INET, socket.SOCK_STREAM, 132), (socket.AF_INET6, socket.SOCK_STREAM, 132),  # SCTP
+  (socket.AF_INET, socket.SOCK_SEQPACKET, 132), (socket.AF_INET, socket.SOCK_STREAM, 262),  # and several paths
+  (socket.AF_INET, socket.SOCK_DGRAM, 0), (socket.AF_INET, socket.SOCK_RAW, 1), (socket.AF_UNIX, socket.SOCK_STREAM, 0),
+):
+  try:
+    socket.socket(family, kind, protocol).close()
+    print('made')
+  except OSError as error:
+    print(error.errno)
+"""
+
+
+@pytest.mark.jail
+def test_sockets_are_tcps_or_ask_for_the_hosts_own_addresses():
+  if netguard.defect():
+    pytest.skip(netguard.defect())
+  ours, theirs = socket.socketpair()
+  with ours, theirs:
+    command = [netguard.__file__, str(theirs.fileno()), sys.executable, '-I', '-S', '-c', SOCKETS]
+    said = subprocess.run(
+      [sys.executable, '-I', '-S', *command], pass_fds=[theirs.fileno()], capture_output=True, text=True, timeout=60
+    )
+  if 'connections cannot be watched' in said.stderr:
+    pytest.skip(said.stderr)
+  assert said.stdout.split() == [*['made'] * 4, *[str(errno.EACCES)] * 7], said
 
 
 @pytest.mark.jail

@@ -1,5 +1,6 @@
 """The runner: once by hash, limits kept, nothing left behind, whoever dies first."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import time
 import pytest
 
 from asiarch_jax import config
-from asiarch_jax.records import Failure, Job, JobResult, Limits
+from asiarch_jax.records import Failure, Finding, Job, JobResult, Limits
 from asiarch_jax.shell import machine, processes, results, runner, sandbox
 
 HERE = pathlib.Path(__file__).parent
@@ -248,6 +249,19 @@ def test_a_function_that_one_archive_had_is_new_to_another(tmp_path):
   assert results.stored(folder, {}, {}) is None
 
 
+def test_too_slow_for_one_parent_is_not_too_slow_for_another(tmp_path):
+  result = JobResult('k', failure=Failure('too_slow', 'a step takes 0.9 s, the limit is 0.3 s'))
+  strict, generous, none = (
+    results.limits_of(Job('m', BODY, {}, limits=Limits(60.0, pace)), config.Runner()) for pace in (0.3, 3.0, None)
+  )
+  results.keep(tmp_path, result, '', strict)
+  assert results.stored(tmp_path, strict, {}) == result
+  assert results.stored(tmp_path, {**strict, 'memory_gib': 99.0}, {}) == result
+  assert results.stored(tmp_path, generous, {}) is None and results.stored(tmp_path, none, {}) is None
+  results.keep(tmp_path, JobResult('k', failure=Failure('time', 'late')), '', none)
+  assert results.stored(tmp_path, strict, {}) and results.stored(tmp_path, {**strict, 'wall_seconds': 1.0}, {}) is None
+
+
 def test_progress_arrives_while_the_worker_runs(tmp_path, jail):
   seen = []
   result = local(tmp_path, jail).run(Job('m', f'import time\ntime.sleep(0.6)\n{BODY}', {}), seen.append)
@@ -447,6 +461,37 @@ def test_a_tree_without_end_is_measured_in_bounded_time(tmp_path):
   assert processes.tree_bytes(tmp_path, 100) >= 50 * 4096
   assert processes.tree_bytes(tmp_path, 10) is None
   assert processes.tree_bytes(tmp_path / 'missing', 10) == 0
+
+
+def test_a_locked_folder_hides_nothing_and_one_that_goes_away_no_other(tmp_path, monkeypatch):
+  for number in range(20):
+    (tmp_path / str(number)).write_text('x' * 5000)
+  (tmp_path / 'locked').mkdir()
+  scan = os.scandir
+
+  class Going:  # a name that is removed between being read and being asked for its size
+    def __init__(self, entry):
+      self.name, self.path, self.is_dir = entry.name, entry.path, entry.is_dir
+      self.stat = entry.stat if entry.name != '3' else lambda **_: os.stat('/nowhere')
+
+  monkeypatch.setattr(os, 'scandir', lambda path: contextlib.nullcontext([Going(one) for one in scan(path)]))
+  assert processes.tree_bytes(tmp_path, 100) >= 19 * 4096
+
+  def refused(path):  # what everybody but root gets of a folder without permissions
+    if path.endswith('locked'):
+      raise PermissionError(13, 'Permission denied', path)
+    return scan(path)
+
+  monkeypatch.setattr(os, 'scandir', refused)
+  assert processes.tree_bytes(tmp_path, 100) is None
+
+
+def test_no_text_of_a_result_holds_commands():
+  dirty = 'a\x1b[2Jb'
+  result = JobResult(
+    'k', findings=(Finding(dirty, False, dirty),), fingerprint=dirty, failure=Failure(dirty, dirty, dirty)
+  )
+  assert '\x1b' not in repr(runner._cleaned(result)) and runner._cleaned(result).findings[0].check == 'a[2Jb'
 
 
 def test_cleaning_keeps_text_and_drops_commands():
