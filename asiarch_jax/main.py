@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import gc
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -30,15 +33,62 @@ class Command:
   jobs: bool = False  # whether it runs jobs, and so is followed on other hosts
 
 
+CONFIG_FILE, OVERRIDE = re.compile('--?config(=|$)'), re.compile(r'--?(?:no)?config\.([^=[]*)')
+
+
 def _config_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-  config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'Python file whose get_config() returns the experiment; --config.KEY=VALUE overrides one setting '
+  said: dict[str, Any] = {
+    'help_string': 'Python file whose get_config() returns the experiment; --config.KEY=VALUE overrides one setting '
     '(docs/CONFIGURATION.md lists them). Default: the offline search.',
-    flag_values=values,
-    sys_argv=['asiarch', *arguments],
-  )
+    'flag_values': values,
+    'sys_argv': ['asiarch', *arguments],
+  }
+  if any(map(OVERRIDE.match, arguments)) and not any(map(CONFIG_FILE.match, arguments)):
+    from asiarch_jax import config
+
+    config_flags.DEFINE_config_dict('config', config.as_config_dict(config.Experiment()), **said)
+  else:
+    config_flags.DEFINE_config_file('config', None, **said)
+
+
+def _config_fault(arguments: Sequence[str]) -> str:
+  """Returns what is wrong with --config: a file that is not there, an override of no setting. Empty: neither."""
+  from asiarch_jax import config
+
+  overrides = [match[1] for match in map(OVERRIDE.match, arguments) if match]
+  tree: Any = config.as_config_dict(config.Experiment())
+  found = [index for index, argument in enumerate(arguments) if CONFIG_FILE.match(argument)]
+  if found:
+    argument, *following = arguments[found[-1] : found[-1] + 2]
+    value = argument.partition('=')[2] if '=' in argument else ''.join(following)
+    file = value.partition(':')[0]  # what follows is the file's own to read
+    if not os.path.isfile(file):
+      return f'--config={file}: no such file; give a Python file such as those in configs/'
+    if not overrides:
+      return ''
+    values = flags.FlagValues()
+    _config_flag(values, [f'--config={value}'])
+    try:
+      values(['asiarch', f'--config={value}'])
+      tree = values.config
+    except Exception:  # the file's own fault, told by who reads it
+      return ''
+  known = _settings(tree)
+  for path in overrides:
+    if path not in known:
+      last = path.rpartition('.')[2]
+      near = [one for one in known if one.rpartition('.')[2] == last] or difflib.get_close_matches(path, known, n=1)
+      guess = f'did you mean --config.{near[0]}? ' if near else ''
+      return f'--config.{path}: there is no such setting; {guess}`asiarch config` lists them'
+  return ''
+
+
+def _settings(tree: Any, path: str = '') -> list[str]:
+  """Returns the paths of all settings and of the parts that hold them."""
+  found = []
+  for name, value in tree.items() if hasattr(tree, 'items') else ():
+    found += [f'{path}{name}', *_settings(value, f'{path}{name}.')]
+  return found
 
 
 def _workdir_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -467,15 +517,17 @@ def main(arguments: Sequence[str], before: Callable[[], None] = lambda: None) ->
     return 0
   command = COMMANDS[name]
   values = flags.FlagValues()
-  for define in command.define:
-    define(values, rest)
   try:
+    for define in command.define:
+      define(values, rest)
     positional = values([f'asiarch {name}', *rest])[1:]
     least, most = command.arguments
     if not least <= len(positional) <= most:
       raise ValueError(f'{name} takes {least or "no"} argument{"s"[: least != 1]}, got {positional}')
+    if _config_flag in command.define and any(map(CONFIG_FILE.match, rest)) and (fault := _config_fault(rest)):
+      raise ValueError(fault)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-    return _refuse(name, _sentence(error))
+    return _refuse(name, (_config_flag in command.define and _config_fault(rest)) or _sentence(error))
   try:
     before()
     return _run(name, command, values, positional)

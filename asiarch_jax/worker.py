@@ -541,14 +541,16 @@ def main(_: list[str]) -> None:
   """Reads the job, runs it and writes the sealed result."""
   gc.freeze()
   gc.set_threshold(20_000, 20, 50)  # a traced program is many objects that live: looked through less often
+  job = jobfolder.read_job(_JOB.value)
   if not _COORDINATOR.value:  # where several compute together, devices are there once they have connected
     try:
       require_platform()
-    except RuntimeError as missing:  # before the job is read: a fault of the machine is none of its proposal
-      sys.exit(str(missing))
+      if job.kind == 'train':
+        corpora.load(_CORPUS.value)
+    except (RuntimeError, OSError, ValueError) as fault:  # before the secret is read: none of it is the proposal's
+      sys.exit(str(fault))
   secret = sys.stdin.readline().strip()
   os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the pipe that the secret came through is gone for the proposal
-  job = jobfolder.read_job(_JOB.value)
 
   def report(progress: Progress) -> None:
     jobfolder.append_progress(_OUT.value, progress)

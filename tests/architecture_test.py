@@ -71,7 +71,7 @@ MAY_IMPORT = {
     'asiarch_jax.report',
     'asiarch_jax.export',
   },
-  'asiarch_jax.main': {'asiarch_jax.commands'},
+  'asiarch_jax.main': {'asiarch_jax.config', 'asiarch_jax.commands'},
 }
 EFFECTFUL = {
   'asiarch_jax.shell',

@@ -171,6 +171,41 @@ def test_bad_input_gets_a_sentence_and_a_status(name, capsys, monkeypatch, tmp_p
   assert said in captured.err and not re.search(r'Traceback|^asiarch \w+: \[Errno', captured.err) and captured.out == ''
 
 
+@pytest.mark.parametrize(
+  'arguments, said',
+  [
+    (
+      ['--config.model.widthh=3'],
+      '--config.model.widthh: there is no such setting; did you mean --config.model.width?',
+    ),
+    (['--config.modl.width=3'], 'did you mean --config.model.width?'),
+    (['--config.width=3'], 'did you mean --config.model.width?'),
+    (['--config.model.width.x=2'], 'did you mean --config.model.width?'),
+    (['--noconfig.tied'], '--config.tied: there is no such setting; did you mean --config.model.tied?'),
+    (['--config.nope=1'], '--config.nope: there is no such setting; `asiarch config` lists them'),
+    (['--config=FILE', '--config.rungs.small.model.widht=3'], 'did you mean --config.rungs.small.model.width?'),
+    (['--config=none.py'], '--config=none.py: no such file'),
+    (['--config', 'none.py:big', '--config.seed=3'], '--config=none.py: no such file'),
+    (['--config='], '--config=: no such file'),
+    (['--config=THREE'], 'get_config() of --config gave 3; return config.as_config_dict('),
+    (['--config.seed=x'], "--config.seed=x: invalid literal for int() with base 10: 'x'"),
+  ],
+)
+def test_a_setting_that_is_none_is_told_with_the_nearest(arguments, said, tmp_path, capsys):
+  (tmp_path / 'three.py').write_text('def get_config():\n  return 3\n')
+  files = {'FILE': ROOT / 'configs/smoke.py', 'THREE': tmp_path / 'three.py'}
+  arguments = [re.sub('FILE|THREE', lambda name: str(files[name[0]]), argument) for argument in arguments]
+  assert main.main(['config', *arguments]) == 2
+  told = capsys.readouterr().err
+  assert told.startswith('asiarch config: ') and said in told and len(told.splitlines()) == 1
+
+
+def test_settings_of_the_default_search_are_changed_without_a_file(capsys):
+  assert main.main(['config', '--config.seed=5', '--noconfig.model.tied', '--json']) == 0
+  told = json.loads(capsys.readouterr().out)
+  assert told['seed'] == 5 and told['model.tied'] is False and told['name'] == 'default'
+
+
 def test_an_unknown_id_is_named(smoke, capsys):
   assert main.main(['show', '99', f'--workdir={smoke[0]}']) == 2
   assert 'ids run from 0 to 3' in capsys.readouterr().err

@@ -50,7 +50,10 @@ def experiment_of(values: flags.FlagValues) -> config.Experiment:
     UsageError: naming the setting, its value and the remedy.
   """
   try:
-    experiment = config.from_dict(values.config) if values.config is not None else config.Experiment()
+    given = values.config
+    if given is not None and not hasattr(given, 'items'):
+      raise ValueError(f'get_config() of --config gave {given!r}; return config.as_config_dict(config.Experiment(...))')
+    experiment = config.from_dict(given) if given is not None else config.Experiment()
     config.validate(experiment)
   except ValueError as error:
     raise UsageError(str(error)) from error

@@ -124,7 +124,8 @@ class LocalRunner:
     Raises:
       RuntimeError: no jail works here.
       RunnerStoppedError: `stop` was called.
-      WorkerStartError: the worker ended before it read its job: a fault of the installation, not of the proposal.
+      WorkerStartError: the worker ended before it began its job: the fault is of the installation, a device or the
+        corpus, not of the proposal.
       OSError: the workdir cannot be written.
     """
     folder = self._jobs / job.key
@@ -193,7 +194,7 @@ class LocalRunner:
     (folder / 'log.txt').write_text(worker.log)
     if worker.never_began:
       raise WorkerStartError(
-        f'the worker {sandbox.status_text(worker.status)} before it read its job; it said:\n{worker.log[-2000:]}\n'
+        f'the worker {sandbox.status_text(worker.status)} before it began its job; it said:\n{worker.log[-2000:]}\n'
         f'run `{self._python} -m {self._module} --help` by hand, or raise runner.memory_gib'
       )
     result, arrays_sha256 = _accept(job, out, worker, failure, self._settings)

@@ -278,16 +278,24 @@ def test_log_lines_are_handed_on(tmp_path, any_jail):
 def test_a_worker_that_cannot_start_is_our_fault(tmp_path, any_jail, monkeypatch):
   (tmp_path / 'broken_worker.py').write_text('raise ImportError("libfoo is missing")')
   monkeypatch.syspath_prepend(str(tmp_path))
-  with pytest.raises(RuntimeError, match=r'before it read its job.*libfoo is missing|libfoo'):
+  with pytest.raises(RuntimeError, match=r'before it began its job.*libfoo is missing|libfoo'):
     local(tmp_path / 'work', any_jail, module='broken_worker').run(Job('m', BODY, {}))
 
 
 @pytest.mark.skipif(bool(machine.accelerators()), reason='it may be there')
 def test_a_lost_accelerator_is_no_fault_of_a_proposal(tmp_path, any_jail):
   lost = local(tmp_path, any_jail, 'asiarch_jax.worker', platform='cuda')
-  with pytest.raises(runner.WorkerStartError, match=r"before it read its job(.|\n)*no device of platform 'cuda'"):
+  with pytest.raises(runner.WorkerStartError, match=r"before it began its job(.|\n)*no device of platform 'cuda'"):
     lost.run(Job('m', BODY, config.worker_part(config.Experiment()), kind='check'))
   assert not list(tmp_path.rglob('done.json')), 'it may run when the device is back'
+
+
+def test_a_damaged_corpus_is_no_fault_of_a_proposal(tmp_path, any_jail):
+  (tmp_path / 'corpus').mkdir()
+  asked = runner.LocalRunner(tmp_path / 'work', config.Runner(jail=any_jail), tmp_path / 'corpus')
+  with pytest.raises(runner.WorkerStartError, match=r'before it began its job(.|\n)*corpus'):
+    asked.run(Job('m', BODY, config.worker_part(config.Experiment())))
+  assert not list(tmp_path.rglob('done.json'))
 
 
 def test_an_interrupt_of_the_controller_ends_the_worker(tmp_path, jail):
