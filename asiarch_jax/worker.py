@@ -508,6 +508,7 @@ def run(job: Job, corpus_dir: str, out: str, report: Report) -> tuple[JobResult,
     if mixer is not None and job.kind == 'train':
       assert result.cost is not None
       text = corpora.load(corpus_dir)
+      mixer = contract.load(job.source, job.name)  # anew: what the checks left in it is gone
       summary, scores, arrays, failure = learn(job, settings, mixer, mlp_width, result.cost, text, out, report)
       result = dataclasses.replace(result, training=summary, scores=scores, failure=failure)
   except sharding.UnfitError as error:  # nobody's code is at fault: the sentence says it all

@@ -2,13 +2,17 @@
 
 import dataclasses
 import types
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from asiarch_jax import config, worker
-from asiarch_jax.records import Job
+from asiarch_jax.arch import contract, lm
+from asiarch_jax.records import Cost, Job, JobResult
 from asiarch_jax.training import sharding
 from pallas_kernels import target
 from tests import fakes
@@ -83,3 +87,40 @@ def test_a_replica_that_loses_what_is_measured_after_training_has_diverged():
   validation, test = np.array([1.0, np.nan, 1.0, 1.0]), np.array([1.0, 1.0, 1.0, np.inf])
   assert worker.lost(losses, (validation, test)).tolist() == [False, True, True, True]
   assert worker.lost(losses, ()).tolist() == [False, False, True, False]  # ended early: nothing was measured
+
+
+def test_what_is_trained_is_loaded_anew_after_the_checks(monkeypatch):
+  checked, trained = [], []
+
+  def gate(job, settings, report):
+    checked.append(contract.load(job.source, job.name))
+    return JobResult(job.key, cost=Cost(1, 1.0, 0, 1.0)), checked[0], 8
+
+  def learn(job, settings, mixer, *_):
+    trained.append(mixer)
+    raise ValueError('enough')
+
+  monkeypatch.setattr(worker, 'gate', gate)
+  monkeypatch.setattr(worker, 'learn', learn)
+  monkeypatch.setattr(worker.corpora, 'load', lambda _: None)
+  worker.run(Job('any', fakes.MIXER, config.worker_part(SMALL)), '', '', lambda _: None)
+  assert trained[0] is not checked[0] and trained[0].__name__ == checked[0].__name__
+
+
+def test_a_mixer_has_one_name_in_its_checks_and_in_its_host():
+  names = []
+
+  class Mixer(nn.Module):
+    width: int
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BTD):
+      names.append(self.name)
+      return nn.Dense(self.width)(x_BTD)
+
+  x_BTD, key = jnp.zeros((1, 4, 16)), jax.random.key(0)
+  jax.eval_shape(contract.build(Mixer, contract.spec_of(SMALL.model)).init, key, x_BTD)
+  jax.eval_shape(lm.LanguageModel(Mixer, SMALL.model).initial_parameters, key)
+  assert len(names) > 1 and set(names) == {'mixer'}

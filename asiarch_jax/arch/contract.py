@@ -62,6 +62,6 @@ def load(source: str, name: str = 'mixer') -> type:
   return module.Mixer
 
 
-def build(mixer: type, spec: MixerSpec, name: str | None = None) -> Any:
-  """Returns the Linen module of `mixer` at the sizes of `spec`; `name` is its place inside a host."""
-  return mixer(width=spec.width, heads=spec.heads, dtype=spec.dtype, name=name)
+def build(mixer: type, spec: MixerSpec) -> Any:
+  """Returns the Linen module of `mixer` at the sizes of `spec`, under one name wherever it is: alone or in a host."""
+  return mixer(width=spec.width, heads=spec.heads, dtype=spec.dtype, name='mixer')

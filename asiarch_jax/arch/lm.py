@@ -60,7 +60,7 @@ class Block(nn.Module):
   def __call__(self, x_BTD: jax.Array, _: None = None) -> tuple[jax.Array, None]:
     model, spec = self.model, contract.spec_of(self.model)
     norm = functools.partial(nn.RMSNorm, epsilon=model.norm_epsilon, dtype=spec.dtype)
-    x_BTD += contract.build(self.mixer, spec, name='mixer')(norm(name='mixer_norm')(x_BTD))
+    x_BTD += contract.build(self.mixer, spec)(norm(name='mixer_norm')(x_BTD))
     if not self.mlp_width:
       return x_BTD, None
     mlp = SwiGLU(model.width, self.mlp_width, model.init_stddev, spec.dtype, name='mlp')

@@ -131,6 +131,7 @@ REFUSED_ATTRIBUTES: dict[str, str] = {
   **dict.fromkeys(
     _words('tofile fromfile savez savez_compressed tobytes dump dumps memmap'), 'a mixer writes no files'
   ),
+  **dict.fromkeys(('format',), 'a format string reaches attributes that nobody sees: write an f-string'),
   **dict.fromkeys(
     _words("""mro gi_frame gi_code cr_frame ag_frame tb_frame tb_next f_back f_globals f_locals f_builtins f_code
     co_code func_globals func_code with_traceback format_map"""),
@@ -138,7 +139,7 @@ REFUSED_ATTRIBUTES: dict[str, str] = {
   ),
   **dict.fromkeys(
     _words("""scope parent variables put_variable get_variable has_variable is_mutable_collection is_initializing
-    has_rng bind unbind lazy_init tabulate module_paths perturb reset_path"""),
+    has_rng bind unbind lazy_init tabulate module_paths perturb reset_path path"""),
     'a mixer sees its own parameters and its input only, so that it behaves in training as it did in the checks',
   ),
 }

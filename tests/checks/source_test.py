@@ -166,6 +166,8 @@ def test_allowed_imports_pass(imports):
     'self.variables',
     'self.name',
     'self.path',
+    'me = self; me.path',
+    "'{0.name}'.format(self)",
     'self.is_initializing()',
     'self.is_mutable_collection("losses")',
     'self.put_variable("params", "w", x)',
