@@ -125,6 +125,44 @@ def with_a_model(words, gemini):
   return words
 
 
+def spoken(path):
+  """Returns what stands between single backquotes, outside of blocks."""
+  text = re.sub(r'^```.*?^```', '', path.read_text(), flags=re.DOTALL | re.MULTILINE)
+  return [' '.join(words.split()) for words in re.findall(r'(?<!`)`([^`]+)`(?!`)', text)]
+
+
+SPOKEN = sorted({words for path in PAGES for words in spoken(path) if words.startswith(('asiarch ', 'make '))})
+SETTINGS = sorted(
+  {match for path in PAGES for match in re.findall(r'--config\.([a-z][\w.]*[a-z])', path.read_text(), re.ASCII)}
+)
+
+
+@pytest.mark.parametrize('command', SPOKEN)
+def test_a_command_in_a_sentence_is_understood(command, monkeypatch, tmp_path):
+  """What it does is run where the pages give it as a command of its own; here it is parsed as it stands."""
+  words = shlex.split(command.replace('…', 'x'))
+  if words[0] == 'make':
+    targets = re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+    assert words[1] in targets
+    return
+  asked = []
+  monkeypatch.setattr(main, '_run', lambda name, *_: asked.append(name) or 0)
+  name, *rest = words[1:]
+  if name in ('COMMAND', '--help'):
+    return
+  required = {'--workdir': 'x', '--out': 'x', '--topology': 'v5e:4x4'}
+  text = main.help_text(name)
+  given = [f'{flag}={value}' for flag, value in required.items() if f'  {flag}=' in text and flag not in command]
+  least = main.COMMANDS[name].arguments[0]
+  assert main.main([name, *rest, *([] if any(not w.startswith('-') for w in rest) else ['x'] * least), *given]) == 0
+  assert asked == [name] or '--help' in rest
+
+
+def test_every_setting_that_the_pages_name_is_one():
+  known = main._settings(config.as_config_dict(config.Experiment()))
+  assert len(SETTINGS) > 12 and [name for name in SETTINGS if name not in known] == []
+
+
 @pytest.mark.parametrize('page, command', COMMANDS)
 def test_every_command_of_the_docs_runs(page, command, request, smoke, reader, tmp_path, monkeypatch):
   if any(mark in command for mark in NOT_RUN):
