@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+
+TASKS = ('bits_per_byte', 'recall_slice', 'mqar', 'selective_copying')  # the rows of `tasks.TASKS`, which needs JAX
+LARGEST, LARGEST_WHOLE = 1e9, 2**53  # of numbers in settings
+SHARES = (
+  'training.warmup', 'training.decay', 'training.final', 'training.b1', 'training.b2',
+  'researcher.fresh', 'researcher.combine', 'researcher.simplify', 'researcher.revive',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -410,9 +418,11 @@ def from_dict(values: Any, kind: type = Experiment, path: str = 'config') -> Any
   """
   hints = typing.get_type_hints(kind)
   fields = {}
+  if not hasattr(values, 'items'):
+    raise ValueError(f'{path} holds settings by name, not {str(values)[:60]!r}')
   for name, value in values.items():
     if name not in hints:
-      near = difflib.get_close_matches(name, hints, n=1)
+      near = difflib.get_close_matches(str(name), hints, n=1)
       raise ValueError(
         f'{path}.{name} is not a setting; '
         + (f'did you mean {path}.{near[0]}? ' if near else '')
@@ -484,6 +494,7 @@ def validate(experiment: Experiment) -> None:
     ValueError: naming both values and the remedy.
   """
   model, training, search = experiment.model, experiment.training, experiment.search
+  _numbers(experiment)
   _at_least_one(experiment)
   if model.width % model.heads:
     raise ValueError(f'model.heads = {model.heads} does not divide model.width = {model.width}; change one of them')
@@ -529,10 +540,21 @@ def validate(experiment: Experiment) -> None:
   unknown = set(search.anchors) - set(search.baselines)
   if unknown:
     raise ValueError(f'search.anchors names {sorted(unknown)}, not among search.baselines = {search.baselines}')
+  for name, names in (
+    ('search.baselines', search.baselines), ('tasks.names', experiment.tasks.names), ('ladder', experiment.ladder)
+  ):  # fmt: skip
+    if len(set(names)) < len(names):
+      raise ValueError(f'{name} = {names} names one twice; name each once')
+  if search.baseline in search.anchors:
+    raise ValueError(f'search.anchors has search.baseline = {search.baseline!r}, which all are compared with; drop it')
+  if not_tasks := [name for name in experiment.tasks.names if name not in TASKS]:
+    raise ValueError(f'tasks.names has {not_tasks[0]!r}; there are {", ".join(TASKS)}')
   for name in ('parent_ranks', 'reference_ranks'):
     ranks = getattr(search, name)
     if len(ranks) != 2 or not 1 <= ranks[0] <= ranks[1]:
       raise ValueError(f'search.{name} = {ranks}; give two ranks, first at most last, counted from 1')
+    if ranks[0] > search.pool:
+      raise ValueError(f'search.{name} = {ranks} begins beyond search.pool = {search.pool}; let it begin within')
   if experiment.tasks.length > training.length:
     raise ValueError(f'tasks.length = {experiment.tasks.length} is longer than training.length = {training.length}')
   weights = sum(getattr(experiment.judge, name) for name in JUDGE_WEIGHTS)
@@ -546,7 +568,6 @@ def validate(experiment: Experiment) -> None:
         + (f'tasks.names has {both[0]!r} too: drop one of them' if both else 'name at least one')
       )
   _agents(experiment)
-  _rungs(experiment)
   if search.parents not in ('pool', 'baseline', 'none'):
     raise ValueError(f'search.parents = {search.parents!r}; use pool, baseline or none')
   for name, chance in (('evidence.placebo', experiment.evidence.placebo), ('claims.error', experiment.claims.error)):
@@ -580,6 +601,12 @@ def validate(experiment: Experiment) -> None:
       raise ValueError(f'runner.xla_flags has {flag!r}; runner.host_devices is there for it')
   if experiment.runner.jail not in ('auto', 'bubblewrap', 'sandlock', 'none'):
     raise ValueError(f'runner.jail = {experiment.runner.jail!r}; use auto, bubblewrap, sandlock or none')
+  if experiment.runner.host < -1 or 0 < experiment.runner.hosts <= experiment.runner.host:
+    raise ValueError(
+      f'runner.host = {experiment.runner.host} of runner.hosts = {experiment.runner.hosts}; hosts are counted from 0, '
+      'and -1 asks the environment'
+    )
+  _rungs(experiment)
 
 
 def sharding_rule(text: str) -> tuple[re.Pattern[str], tuple[bool, ...]]:
@@ -617,7 +644,7 @@ def _agents(experiment: Experiment) -> None:
       raise ValueError(f'{name} = {kind!r}; use {", ".join(kinds[:-1])} or {kinds[-1]}')
   for role in ROLES:
     thinking = getattr(experiment.llm, role).thinking
-    if thinking not in ('', 'minimal', 'low', 'medium', 'high') and not thinking.isdigit():
+    if thinking not in ('', 'minimal', 'low', 'medium', 'high') and not re.fullmatch('[0-9]+', thinking):
       raise ValueError(f'llm.{role}.thinking = {thinking!r}; use minimal, low, medium, high or a number of tokens')
   if experiment.llm.provider in ('scripted', 'recorded') and uses_llm(experiment) and not experiment.llm.exchanges:
     raise ValueError(
@@ -680,6 +707,30 @@ def _rungs(experiment: Experiment) -> None:
 def uses_llm(experiment: Experiment) -> bool:
   """Says whether any agent of the experiment is a language model."""
   return 'llm' in (experiment.researcher.kind, experiment.judge.kind, experiment.analyst.kind)
+
+
+def _numbers(experiment: Experiment) -> None:
+  for name, value in flat(experiment).items():
+    setting = name.split('.', 2)[2] if name.startswith('rungs.') else name
+    for number in value if isinstance(value, tuple) else (value,):
+      if not isinstance(number, int | float) or isinstance(number, bool):
+        continue
+      most = LARGEST if isinstance(number, float) else LARGEST_WHOLE
+      if not math.isfinite(number) or abs(number) > most:
+        raise ValueError(f'{name} = {value}; give a finite number, at most {most:g}')
+      if setting in SHARES and number > 1:
+        raise ValueError(f'{name} = {value}; it is a share or a chance, at most 1')
+      if isinstance(value, tuple) and setting in ('checks.lengths',) and number < 1:
+        raise ValueError(f'{name} = {value}; each is at least 1')
+  for prefix, training in (
+    ('', experiment.training),
+    *((f'rungs.{n}.', r.training) for n, r in experiment.rungs.items()),
+  ):
+    if training.schedule == 'wsd' and training.warmup + training.decay > 1:
+      raise ValueError(
+        f'{prefix}training.warmup = {training.warmup} and {prefix}training.decay = {training.decay} are shares of the '
+        'steps that overlap; let them sum to 1 at most'
+      )
 
 
 def _at_least_one(experiment: Experiment) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import gc
 import importlib
+import io
 import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,26 +36,41 @@ class Command:
   jobs: bool = False  # whether it runs jobs, and so is followed on other hosts
 
 
+PLACES = ('workdir', 'out', 'papers', 'table', 'include')  # flags that name files and folders
 CONFIG_FILE, OVERRIDE = re.compile('--?config(=|$)'), re.compile(r'--?(?:no)?config\.([^=[]*)')
 
 
 def _config_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-  said: dict[str, Any] = {
-    'help_string': 'Python file whose get_config() returns the experiment; --config.KEY=VALUE overrides one setting '
-    '(docs/CONFIGURATION.md lists them). Default: the offline search.',
-    'flag_values': values,
-    'sys_argv': ['asiarch', *arguments],
-  }
+  """Defines --config; overrides without it are of the default experiment."""
   if any(map(OVERRIDE.match, arguments)) and not any(map(CONFIG_FILE.match, arguments)):
     from asiarch_jax import config
 
-    config_flags.DEFINE_config_dict('config', config.as_config_dict(config.Experiment()), **said)
+    default = config.as_config_dict(config.Experiment())
+    config_flags.DEFINE_config_dict('config', default, flag_values=values, sys_argv=['asiarch', *arguments])
   else:
-    config_flags.DEFINE_config_file('config', None, **said)
+    _define_config(values, arguments, 'the offline search')
 
 
-def _config_fault(arguments: Sequence[str]) -> str:
+def _begun_config_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+  """Defines --config for a command that goes on with what its workdir holds: overrides need a file to be of."""
+  _define_config(values, arguments, 'what the workdir was begun with')
+
+
+def _define_config(values: flags.FlagValues, arguments: Sequence[str], default: str) -> None:
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Python file whose get_config() returns the experiment; --config.KEY=VALUE overrides one setting '
+    f'(docs/CONFIGURATION.md lists them). Default: {default}.',
+    flag_values=values,
+    sys_argv=['asiarch', *arguments],
+  )
+
+
+def _config_fault(command: Command, arguments: Sequence[str]) -> str:
   """Returns what is wrong with --config: a file that is not there, an override of no setting. Empty: neither."""
+  if not {_config_flag, _begun_config_flag} & set(command.define):
+    return ''
   from asiarch_jax import config
 
   overrides = [match[1] for match in map(OVERRIDE.match, arguments) if match]
@@ -73,6 +91,11 @@ def _config_fault(arguments: Sequence[str]) -> str:
       tree = values.config
     except Exception:  # the file's own fault, told by who reads it
       return ''
+  elif overrides and _begun_config_flag in command.define:
+    return (
+      f'--config.{overrides[0]}: give --config=FILE too, which it changes; else settings are those that the workdir '
+      'was begun with'
+    )
   known = _settings(tree)
   for path in overrides:
     if path not in known:
@@ -258,7 +281,7 @@ COMMANDS = {
     'Chooses entries by their posterior with a limit on false discoveries, measures them on each rung of the '
     "experiment's ladder in rounds that drop the less promising half, and says how far the rungs agree. "
     'Run again, it continues, or lets more climb where the search has gone on.',
-    (_config_flag, _workdir_flag, _rung_flag, _json_flag),
+    (_begun_config_flag, _workdir_flag, _rung_flag, _json_flag),
     jobs=True,
   ),
   'claim': Command(
@@ -344,7 +367,7 @@ COMMANDS = {
     "Runs tasks of EleutherAI's harness (extra [eval]) on the best replica of an entry, whose mixer answers in the "
     'jail, and prints value, standard error and chance level of each. Kept in DIR for the report and for the '
     'comparison with the baseline (docs/ZERO_SHOT.md).',
-    (_config_flag, _workdir_flag, _evaluate_flags, _json_flag),
+    (_begun_config_flag, _workdir_flag, _evaluate_flags, _json_flag),
     (1, 1),
     jobs=True,
   ),
@@ -523,11 +546,17 @@ def main(arguments: Sequence[str], before: Callable[[], None] = lambda: None) ->
     positional = values([f'asiarch {name}', *rest])[1:]
     least, most = command.arguments
     if not least <= len(positional) <= most:
-      raise ValueError(f'{name} takes {least or "no"} argument{"s"[: least != 1]}, got {positional}')
-    if _config_flag in command.define and any(map(CONFIG_FILE.match, rest)) and (fault := _config_fault(rest)):
+      number = f'{least or "no"}' if least == most else f'{least} or more' if most > 99 else f'at most {most}'
+      raise ValueError(f'{name} takes {number} argument{"s"[: number[-1] != "1"]}, got {positional}')
+    for empty in [key for key in values if isinstance(values[key].value, str) and not values[key].value]:
+      if values[empty].present and empty in PLACES:
+        raise ValueError(f'--{empty}= is empty; name a place')
+    if '' in positional:
+      raise ValueError(f'argument {positional.index("") + 1} of {name} is empty; is a variable of the shell not set?')
+    if any(map(CONFIG_FILE.match, rest)) and (fault := _config_fault(command, rest)):
       raise ValueError(fault)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-    return _refuse(name, (_config_flag in command.define and _config_fault(rest)) or _sentence(error))
+  except Exception as error:  # of absl, or of the reader's own config file
+    return _refuse(name, _config_fault(command, rest) or _own_fault(error) or _sentence(error))
   try:
     before()
     return _run(name, command, values, positional)
@@ -543,6 +572,8 @@ def _run(name: str, command: Command, values: flags.FlagValues, positional: list
   run = function(command)
   try:
     return together.run(run, values, positional) if command.jobs else run(values, positional)
+  except BrokenPipeError:
+    raise
   except (
     commands.UsageError,
     ValueError,
@@ -560,8 +591,22 @@ def _sentence(error: BaseException) -> str:
   return str(error.args[0] if error.args and isinstance(error, KeyError) else error)
 
 
+def _own_fault(error: BaseException) -> str:
+  """Returns what a config file raised, with its last line; empty where the error is not of one."""
+  if "no attribute 'get_config'" in str(error):
+    return 'the file of --config defines no get_config(); it returns the experiment'
+  frames = traceback.extract_tb(error.__traceback__)
+  files = [frame for frame in frames if frame.name in ('get_config', '<module>') and frame.filename != __file__]
+  own = [
+    frame for frame in files if 'site-packages' not in frame.filename and f'{os.sep}lib{os.sep}' not in frame.filename
+  ]
+  if not own:
+    return ''
+  return f'{own[-1].filename}, line {own[-1].lineno}: {type(error).__name__}: {_sentence(error)}'
+
+
 def _refuse(name: str, reason: str) -> int:
-  print(f'asiarch {name}: {reason}', file=sys.stderr)
+  print(f'asiarch {name}'.rstrip() + f': {reason}', file=sys.stderr)
   return 2
 
 
@@ -576,7 +621,20 @@ def run() -> None:
   # Threads of small matrix products wait for each other busily, which takes cores from the workers.
   os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
   gc.set_threshold(20_000, 20, 50)  # a report's figures are many objects that live: a tenth of its time, by default
-  sys.exit(main(sys.argv[1:], on_processor))
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='replace')  # a terminal that lacks a sign shows another
+  try:
+    status = main(sys.argv[1:], on_processor)
+    if sys.stdout is not None:
+      sys.stdout.flush()
+  except OSError as error:
+    with contextlib.suppress(OSError, ValueError):  # what is left in the buffer has nowhere to go
+      os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(error, BrokenPipeError):  # whoever reads has read enough
+      sys.exit(1)
+    status = _refuse('', f'standard output: {_sentence(error)}')
+  sys.exit(status)
 
 
 if __name__ == '__main__':

@@ -84,7 +84,7 @@ def gate(job: Job, settings: config.Experiment, report: Report) -> tuple[JobResu
     mixer,
     spec,
     checks,
-    trained=(settings.training.batch, settings.training.length),
+    trained=sizes_of(settings),
     waived=job.waived,
     seed=settings.seed,
     on_progress=lambda name: report(Progress('check', note=name)),
@@ -107,6 +107,14 @@ def gate(job: Job, settings: config.Experiment, report: Report) -> tuple[JobResu
     )
   timing = Timing(check_seconds=time.monotonic() - began)
   return JobResult(job.key, findings=findings, fingerprint=fingerprint, cost=counted, timing=timing), mixer, mlp_width
+
+
+def sizes_of(settings: config.Experiment) -> tuple[tuple[int, int], ...]:
+  """Returns the numbers of rows and of tokens that a mixer is called with in training and in evaluation."""
+  training = settings.training
+  shares = (1, training.microbatches, training.microbatches * training.data_parallel * max(training.fsdp, 1))
+  rows = [max(training.batch // share, 1) for share in shares]
+  return tuple((count, training.length) for count in dict.fromkeys([*rows, settings.evaluation.batch]))
 
 
 def require_platform() -> None:

@@ -187,17 +187,72 @@ def test_bad_input_gets_a_sentence_and_a_status(name, capsys, monkeypatch, tmp_p
     (['--config=none.py'], '--config=none.py: no such file'),
     (['--config', 'none.py:big', '--config.seed=3'], '--config=none.py: no such file'),
     (['--config='], '--config=: no such file'),
-    (['--config=THREE'], 'get_config() of --config gave 3; return config.as_config_dict('),
+    (['--config=THREE'], 'get_config() of --config gave int; return config.as_config_dict('),
+    (['--config=NONE'], 'get_config() of --config gave NoneType; return config.as_config_dict('),
+    (['--config=TYPO'], "typo.py, line 3: NameError: name 'confg' is not defined"),
+    (
+      ["--config.search.baselines=('delta_net','softmax_attention','gated_deltanet')"],
+      "has 'gated_deltanet'; there are",
+    ),
     (['--config.seed=x'], "--config.seed=x: invalid literal for int() with base 10: 'x'"),
   ],
 )
 def test_a_setting_that_is_none_is_told_with_the_nearest(arguments, said, tmp_path, capsys):
   (tmp_path / 'three.py').write_text('def get_config():\n  return 3\n')
-  files = {'FILE': ROOT / 'configs/smoke.py', 'THREE': tmp_path / 'three.py'}
-  arguments = [re.sub('FILE|THREE', lambda name: str(files[name[0]]), argument) for argument in arguments]
+  (tmp_path / 'none.py').write_text('def get_config():\n  3\n')
+  (tmp_path / 'typo.py').write_text('from asiarch_jax import config\ndef get_config():\n  return confg.Experiment()\n')
+  files = {
+    'FILE': ROOT / 'configs/smoke.py',
+    **{n.upper(): tmp_path / f'{n}.py' for n in ('three', 'none', 'typo')},
+  }
+  arguments = [re.sub('FILE|THREE|NONE|TYPO', lambda name: str(files[name[0]]), argument) for argument in arguments]
   assert main.main(['config', *arguments]) == 2
   told = capsys.readouterr().err
   assert told.startswith('asiarch config: ') and said in told and len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+  'arguments, said',
+  [
+    (['check', 'delta_net', '--workdir='], '--workdir= is empty; name a place'),
+    (['dump', '--workdir=x', '--out='], '--out= is empty'),
+    (['prepare', '', '--out=x'], 'argument 1 of prepare is empty; is a variable of the shell not set?'),
+    (['plan', 'a', 'b', '--topology=v5e:2x2'], 'plan takes at most 1 argument, got'),
+    (['merge', 'a', '--workdir=x'], 'merge takes 2 or more arguments, got'),
+    (['dump', '--workdir=x', '--out=gs://bucket/x.gz'], '--out=gs://bucket/x.gz is no file of this machine'),
+    (['export', '0', '--workdir=x', '--out=gs://bucket/x'], '--out=gs://bucket/x is no folder of this machine'),
+    (['verify', '--workdir=x', '--config.runner.workers=2'], '--config.runner.workers: give --config=FILE too'),
+    (['evaluate', '0', '--workdir=x', '--config.runner.workers=2'], '--config.runner.workers: give --config=FILE too'),
+    (
+      ['tabulate', '--workdir=x', '--config=configs/smoke.py', '--rung=nope', '--out=z.json.xz'],
+      '--rung=nope is not on the ladder',
+    ),
+  ],
+)
+def test_what_is_no_place_or_too_much_is_told(arguments, said, capsys, tmp_path, monkeypatch):
+  arguments = [argument.replace('configs/', f'{ROOT}/configs/') for argument in arguments]
+  monkeypatch.chdir(tmp_path)
+  assert main.main(arguments) == 2
+  assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_whoever_reads_or_writes_the_output_may_be_anything(smoke):
+  def shell(command, **environment):
+    line = command.replace('asiarch', f'{sys.executable} -m asiarch_jax.main')
+    return subprocess.run(
+      ['bash', '-c', line], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}
+    )
+
+  closed = shell(f'asiarch top --workdir={smoke[0]} >&-')
+  assert closed.returncode == 0 and closed.stderr == ''
+  ascii = shell(f'asiarch top --workdir={smoke[0]}', PYTHONIOENCODING='ascii')
+  assert ascii.returncode == 0 and 'delta_net' in ascii.stdout and ascii.stderr == ''
+  empty = shell('asiarch config --config=/dev/stdin < /dev/null')
+  assert empty.returncode == 2 and len(empty.stderr.splitlines()) == 1
+  full = shell('asiarch --help > /dev/full')
+  assert full.returncode == 2 and full.stderr == 'asiarch: standard output: No space left on device\n'
+  headed = shell('asiarch config | true; exit ${PIPESTATUS[0]}')
+  assert headed.returncode in (0, 1) and headed.stderr == ''
 
 
 def test_settings_of_the_default_search_are_changed_without_a_file(capsys):

@@ -8,6 +8,7 @@ import pathlib
 import pytest
 
 from asiarch_jax import config
+from asiarch_jax.tasks import TASKS
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
@@ -36,6 +37,10 @@ def test_config_dict_and_json_give_the_experiment_back():
   experiment = config.Experiment()
   assert config.from_dict(config.as_config_dict(experiment)) == experiment
   assert config.from_dict(config.as_dict(experiment)) == experiment
+
+
+def test_tasks_are_those_that_there_are():
+  assert tuple(TASKS) == config.TASKS
 
 
 def test_unknown_key_names_the_nearest():
@@ -79,6 +84,19 @@ GUILTY = {
   'forced devices': ({'runner': {'xla_flags': ['--xla_force_host_platform_device_count=2']}}, 'runner.host_devices'),
   'jail': ({'runner': {'jail': 'paper'}}, 'paper'),
   'zero': ({'training': {'seeds': 0}}, 'positive'),
+  'not a number': ({'checks': {'tolerance': float('nan')}}, 'checks.tolerance = nan; give a finite number'),
+  'too large': ({'runner': {'memory_gib': 1e300}}, 'runner.memory_gib = 1e'),
+  'no share': ({'training': {'b1': 1.5}}, 'training.b1 = 1.5; it is a share'),
+  'shares': ({'training': {'warmup': 0.8, 'decay': 0.5}}, 'training.warmup = 0.8 and training.decay = 0.5'),
+  'shares of a rung': ({'rungs': {'small': {'training': {'warmup': 0.9}}}}, 'rungs.small.training.warmup = 0.9'),
+  'no tokens': ({'checks': {'lengths': [-1]}}, 'each is at least 1'),
+  'no task': ({'tasks': {'names': ['bogus']}}, "tasks.names has 'bogus'; there are bits_per_byte, "),
+  'twice': ({'tasks': {'names': ['mqar', 'mqar']}}, 'names one twice'),
+  'an anchor': ({'search': {'anchors': ['delta_net']}}, 'which all are compared with'),
+  'late ranks': ({'search': {'parent_ranks': [60, 90]}}, 'begins beyond search.pool = 50'),
+  'a host': ({'runner': {'host': 5, 'hosts': 2}}, 'runner.host = 5 of runner.hosts = 2'),
+  'half a number': ({'llm': {'judge': {'thinking': '²'}}}, 'llm.judge.thinking'),
+  'no part': ({'model': 3}, "config.model holds settings by name, not '3'"),
   'negative': ({'training': {'warmup': -0.1}}, 'at least 0'),
 }  # fmt: skip
 

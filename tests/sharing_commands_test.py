@@ -3,12 +3,14 @@
 import dataclasses
 import gzip
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 
 from asiarch_jax import config, records
+from asiarch_jax.commands import sharing
 from asiarch_jax.shell import archive as archives
 from asiarch_jax.shell import dump_file
 from asiarch_jax.shell import runner as runners
@@ -102,6 +104,11 @@ def damaged(tmp_path, change):
     'torn': (lambda lines: [*lines[:4], lines[4][:50], *lines[5:]], 'line 5, is damaged'),
     'other': (lambda lines: ['{}'], 'is no dump of an archive'),
     'schema': (lambda lines: [lines[0].replace('"schema": 1', '"schema": 7'), *lines[1:]], 'has schema 7'),
+    'twice': (lambda lines: [*lines[:2], lines[1], *lines[2:]], 'line 3, has outcome 0 once more'),
+    'settings': (
+      lambda lines: [re.sub('"model": {[^}]*}', '"model": 5', lines[0]), *lines[1:]],
+      'a.jsonl has settings',
+    ),
     'bytes': (lambda lines: [*lines[:1], lines[1].replace('"bytes": "', '"bytes": "!'), *lines[2:]], 'line 2'),
   }.values(),
 )
@@ -110,6 +117,16 @@ def test_a_damaged_dump_says_where(ours, tmp_path, capsys, change, said):
   damaged(tmp_path, change)
   status, _, error = run(capsys, 'load', tmp_path / 'a.jsonl', f'--workdir={tmp_path / "again"}')
   assert status == 2 and said in error
+  assert not (tmp_path / 'again').exists(), 'whole or not at all'
+
+
+def test_a_union_that_fails_leaves_none(ours, theirs, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(sharing.merging, 'merged', lambda *_: (_ for _ in ()).throw(OSError(5, 'Input/output error')))
+  status, _, error = run(capsys, 'merge', ours, theirs, f'--workdir={tmp_path / "union"}')
+  assert status == 2 and 'Input/output error' in error
+  assert not (tmp_path / 'union/archive').exists()
+  monkeypatch.undo()
+  assert run(capsys, 'merge', ours, theirs, f'--workdir={tmp_path / "union"}')[0] == 0
 
 
 def test_a_compressed_dump_that_is_cut_short(ours, tmp_path, capsys):

@@ -107,6 +107,13 @@ def test_what_is_trained_is_loaded_anew_after_the_checks(monkeypatch):
   assert trained[0] is not checked[0] and trained[0].__name__ == checked[0].__name__
 
 
+def test_the_gate_is_told_every_number_of_rows_that_a_mixer_sees():
+  training = config.Training(batch=16, microbatches=2, data_parallel=4, length=64)
+  evaluation = config.Evaluation(batch=32)
+  sizes = worker.sizes_of(dataclasses.replace(config.Experiment(), training=training, evaluation=evaluation))
+  assert sizes == ((16, 64), (8, 64), (2, 64), (32, 64))
+
+
 def test_a_mixer_has_one_name_in_its_checks_and_in_its_host():
   names = []
 

@@ -35,6 +35,6 @@ def from_source(name: str, source: str, author: str) -> Proposal:
   """Returns a file's text as a proposal; its module docstring is the motivation."""
   try:
     motivation = ast.get_docstring(syntax.parse(source)) or ''
-  except (SyntaxError, ValueError):
+  except (SyntaxError, ValueError, RecursionError, MemoryError):
     motivation = ''  # the source check will say what is wrong
   return Proposal(name=name, motivation=motivation, source=source, author=author)

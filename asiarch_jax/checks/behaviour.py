@@ -55,6 +55,7 @@ RANDOM = ('random_', 'threefry', 'rng_')
 CUTS = (1, 2, 5, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 127, 128)  # tokens kept before a swapped future
 FUTURES = ('other', 'ten times larger', 'shifted by five', 'silent')
 FEW_CUTS = (1, 17, 32, 48)  # what is enough for all sequences but the longest; one before the end is added
+FINGERPRINTED = 128  # tokens of the one row that a fingerprint is read off
 MOST_A_ROW = 1.05  # FLOPs of a row among others over those of one alone
 FIRST_SWAP = 3  # batches before the first swapped future
 # Each program runs a few times only, so compiling costs more than running; other backends do not know these options.
@@ -73,7 +74,7 @@ def gate(
   spec: contract.MixerSpec,
   checks: config.Checks,
   *,
-  trained: tuple[int, int] | None = None,
+  trained: Sequence[tuple[int, int]] = (),
   waived: Iterable[str] = (),
   seed: int = 0,
   on_progress: Callable[[str], None] | None = None,
@@ -81,10 +82,10 @@ def gate(
 ) -> tuple[Finding, ...]:
   """Returns one `Finding` for each of CHECKS that could be run, in that order; a failed one says what to change.
 
-  `trained` is the number of rows and of tokens that the mixer will be trained at. Of the `waived` checks a failure is
-  reported like any other, and the gate goes on; what it means is the caller's. `on_progress` is told the name of each
-  stage. With a `clock` (seconds), findings carry the time that their stage took, and the gate ends with a failed
-  finding `seconds` once it has used `checks.seconds`.
+  `trained` are the numbers of rows and of tokens that the mixer will be trained and measured at. Of the `waived` checks
+  a failure is reported like any other, and the gate goes on; what it means is the caller's. `on_progress` is told the
+  name of each stage. With a `clock` (seconds), findings carry the time that their stage took, and the gate ends with a
+  failed finding `seconds` once it has used `checks.seconds`.
   """
   subject = _Subject(mixer, spec, checks, seed, trained)
   findings: list[Finding] = []
@@ -158,9 +159,9 @@ class _Subject:
     spec: contract.MixerSpec,
     checks: config.Checks,
     seed: int,
-    trained: tuple[int, int] | None = None,
+    trained: Sequence[tuple[int, int]] = (),
   ):
-    self.mixer, self.spec, self.checks, self.seed, self.trained = mixer, spec, checks, seed, trained
+    self.mixer, self.spec, self.checks, self.seed, self.trained = mixer, spec, checks, seed, tuple(trained)
     self.lengths = tuple(sorted(set(checks.lengths)))
     self.rng = np.random.default_rng([seed, 7])
     self.traces: dict[Any, Any] = {}
@@ -273,8 +274,11 @@ class _Subject:
 
   @functools.cached_property
   def runners(self) -> futures.ThreadPoolExecutor:
-    """Not the compilers: a run waits for its program, and must not keep it from being compiled."""
-    return futures.ThreadPoolExecutor(2)
+    """Not the compilers: a run waits for its program, and must not keep it from being compiled.
+
+    One: two programs with triangular solves that run at once on a processor may wait for each other for ever.
+    """
+    return futures.ThreadPoolExecutor(1)
 
   @functools.cached_property
   def elsewhere(self) -> dict[tuple[int, int], np.ndarray]:
@@ -282,18 +286,19 @@ class _Subject:
 
     The rows are those of the probes, other rows and tokens behind them.
     """
-    sizes = [(cost.growth(self.module, self.spec.width).lengths[0], 1)]
-    if self.trained:
-      sizes.append((self.trained[1], self.trained[0]))
+    counted = cost.growth(self.module, self.spec.width).lengths[0]
+    length = self.trained[0][1] if self.trained else self.lengths[-1]
+    sizes = [(counted, 1), (FINGERPRINTED, 1), *((tokens, rows) for rows, tokens in self.trained), (length, 1)]
     known_BTD = self.probes[self.lengths[-1], 2].x[0]
-    watched = cost.program(self.module, self.spec.width, self.trained[1] if self.trained else self.lengths[-1], 2)
+    watched = cost.program(self.module, self.spec.width, length, 2)
     found = {}
-    for length, batch in sizes:
-      if not cost.alike(cost.program(self.module, self.spec.width, length, batch), watched):
-        x_BTD = self.rng.normal(size=(batch, length, self.spec.width)).astype(np.float32)
-        shared_BTD = known_BTD[:batch, :length]
+    for tokens, rows in dict.fromkeys(sizes):
+      seen = cost.program(self.module, self.spec.width, tokens, rows)
+      if not cost.alike(seen, watched, cheaper=tokens == length and rows > 1):
+        x_BTD = self.rng.normal(size=(rows, tokens, self.spec.width)).astype(np.float32)
+        shared_BTD = known_BTD[:rows, :tokens]
         x_BTD[: shared_BTD.shape[0], : shared_BTD.shape[1]] = shared_BTD
-        found[length, batch] = x_BTD
+        found[tokens, rows] = x_BTD
     return found
 
   def start(self, name: Any) -> None:
@@ -351,10 +356,20 @@ class _Subject:
       return slopes.compile(dict(_options(target.device()[0])))(self.moved, x_BTD, weights_BTD)[0]
 
   def apart(self, size: tuple[int, int]) -> tuple[float, int]:
-    """Returns the change of rows and tokens seen before, and where, at a size (length, batch) of `elsewhere`."""
-    y_BTD = np.asarray(self.program(('elsewhere', size))(self.moved, self.elsewhere[size]))
+    """Returns the largest change, and where, at a size (length, batch) of `elsewhere`.
+
+    Of rows and tokens seen before, of rows in reverse, and of the first half of the rows when the others are replaced.
+    """
+    program, x_BTD = self.program(('elsewhere', size)), self.elsewhere[size]
+    y_BTD = np.asarray(program(self.moved, x_BTD))
     seen_BTD = self.pair(self.lengths[-1])[: size[1], : size[0]]
-    return _change(y_BTD[: seen_BTD.shape[0], : seen_BTD.shape[1]], seen_BTD)
+    found = [_change(y_BTD[: seen_BTD.shape[0], : seen_BTD.shape[1]], seen_BTD)]
+    if size[1] > 1:
+      half, other_BTD = -(-size[1] // 2), np.array(x_BTD)
+      other_BTD[half:] = 10 * x_BTD[::-1][half:]
+      found.append(_change(np.asarray(program(self.moved, x_BTD[::-1]))[::-1], y_BTD))
+      found.append(_change(np.asarray(program(self.moved, other_BTD))[:half], y_BTD[:half]))
+    return max(found)
 
   @functools.cached_property
   def answers(self) -> dict[tuple[int, int], np.ndarray]:
@@ -514,7 +529,8 @@ def _host_calls(jaxpr: Any) -> list[str]:
 def _growth(subject: _Subject) -> Iterator[Finding]:
   """FLOPs grow more slowly with T than the limit allows, in sum and in every part."""
   subject.start('gradient')  # compiled while the growth is counted
-  grown = cost.growth(subject.module, subject.spec.width)
+  types = {subject.spec.dtype: subject.built(subject.spec.dtype), jnp.dtype('float32'): subject.module}
+  grown = max((cost.growth(module, subject.spec.width) for module in types.values()), key=lambda one: one.exponent)
   for size in subject.elsewhere:
     subject.start(('elsewhere', size))
   low, high = grown.lengths
@@ -585,8 +601,7 @@ def _batch(subject: _Subject) -> Iterator[Finding]:
         said = f"a row's output at position {at} changes by {change:.2g} of its size {when} (T = {length})"
         yield Finding('batch', False, f'{said}: never reduce, sort or normalise over the batch axis')
         return
-  if subject.trained:
-    batch, length = subject.trained
+  for batch, length in subject.trained:
     many, one = (cost.program(subject.module, subject.spec.width, length, rows) for rows in (batch, 1))
     if many.flops_per_token > MOST_A_ROW * one.flops_per_token:
       times = many.flops_per_token / one.flops_per_token
@@ -597,7 +612,7 @@ def _batch(subject: _Subject) -> Iterator[Finding]:
       change, at = subject.apart((length, batch))
       if change > subject.checks.tolerance:
         said = f"a row's output at position {at} changes by {change:.2g} of its size among {batch} rows of T = {length}"
-        yield Finding('batch', False, f'{said}: do the same whatever the number of rows')
+        yield Finding('batch', False, f'{said}: do the same whatever the number of rows, and never mix them')
         return
   yield Finding('batch', True, 'rows do not see each other')
 
@@ -609,6 +624,8 @@ def _causality(subject: _Subject) -> Iterator[Finding]:
     worst: tuple[float, int, int, str] = (0.0, 0, 0, '')
     for (cut, kind), swapped_BTD in zip(probes.swaps, y_SBTD[FIRST_SWAP:], strict=True):
       change, at = _change(swapped_BTD[:, :cut], y_SBTD[0][:, :cut])
+      # A larger future rounds more where all of a sequence goes through one transform; each cut sees an equal one, too.
+      change /= max(1.0, _rms(swapped_BTD) / _rms(y_SBTD[0]))
       worst = max(worst, (change, at, cut, kind))
     change, at, cut, kind = worst
     if math.isinf(change):  # nothing can be said of the past: zero times infinity is no number
@@ -677,10 +694,13 @@ def _gradients(subject: _Subject) -> Iterator[Finding]:
   yield Finding('gradients', True, f'finite and not zero for the input and all {len(named) - 1} parameters')
 
 
+def _rms(array: np.ndarray) -> float:
+  return max(float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))), 1e-6)
+
+
 def _change(got: np.ndarray, wanted: np.ndarray) -> tuple[float, int]:
   """Returns the largest change over the root mean square of what was wanted, and the position where it is."""
-  size = max(float(np.sqrt(np.mean(np.square(wanted, dtype=np.float64)))), 1e-6)
-  change_T = np.abs(got.astype(np.float64) - wanted).max(axis=(0, 2)) / size
+  change_T = np.abs(got.astype(np.float64) - wanted).max(axis=(0, 2)) / _rms(wanted)
   change_T = np.where(np.isnan(change_T), np.inf, change_T)
   at = int(change_T.argmax())
   return float(change_T[at]), at

@@ -89,6 +89,8 @@ def parsed(text: str, name: str) -> Paper:
     return from_json(Paper, json.loads(text))
   except json.JSONDecodeError as error:
     raise ValueError(f'{name}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}') from error
+  except RecursionError as error:
+    raise ValueError(f'{name}: brackets in brackets without end') from error
   except ValueError as error:
     raise ValueError(f'{name}: {error}') from error
 

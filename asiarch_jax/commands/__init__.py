@@ -51,10 +51,14 @@ def experiment_of(values: flags.FlagValues) -> config.Experiment:
   """
   try:
     given = values.config
-    if given is not None and not hasattr(given, 'items'):
-      raise ValueError(f'get_config() of --config gave {given!r}; return config.as_config_dict(config.Experiment(...))')
+    if not hasattr(given, 'items') and (given is not None or values['config'].present):
+      kind = type(given).__name__
+      raise ValueError(f'get_config() of --config gave {kind}; return config.as_config_dict(config.Experiment(...))')
     experiment = config.from_dict(given) if given is not None else config.Experiment()
     config.validate(experiment)
+    for name in experiment.search.baselines:
+      if name not in baseline_names():
+        raise ValueError(f'search.baselines has {name!r}; there are {", ".join(baseline_names())}')
   except ValueError as error:
     raise UsageError(str(error)) from error
   return experiment
@@ -224,7 +228,7 @@ def proposal_of(argument: str) -> Proposal:
   if path.exists() and path.stat().st_size > MIXER_BYTES:
     raise UsageError(f'{argument} has {path.stat().st_size:,} bytes; a mixer has at most {MIXER_BYTES:,}')
   try:
-    written = path.read_text(encoding='utf-8')
+    written = path.read_text(encoding='utf-8-sig')
   except FileNotFoundError as error:
     known = ', '.join(baseline_names())
     raise UsageError(f'{argument}: no such file, and no baseline of that name ({known})') from error
@@ -276,7 +280,7 @@ def choose_jail(experiment: config.Experiment, display: Display) -> str:
 
 def standard_output() -> Console:
   """Returns standard output; where it is no terminal, wide enough for a table without cut cells."""
-  return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+  return Console(highlight=False, width=None if sys.stdout is not None and sys.stdout.isatty() else 160)
 
 
 def jobs_folder(workdir: str | os.PathLike[str]) -> pathlib.Path:

@@ -17,10 +17,15 @@ def read_claims(workdir: str | os.PathLike[str]) -> list[tuple[claims.Family, tu
   """Returns the families of a workdir in order, each with its verdicts: empty while it is not finished."""
   found = []
   for path in sorted((places.folder(workdir) / FOLDER).glob('[0-9]*/family.json'), key=str):
-    family = from_json(claims.Family, json.loads(path.read_text()))
     done = path.with_name('verdicts.json')
-    verdicts = json.loads(done.read_text())['verdicts'] if done.exists() else []
-    found.append((family, tuple(from_json(claims.Verdict, one) for one in verdicts)))
+    try:
+      family = from_json(claims.Family, json.loads(path.read_bytes()))
+      verdicts = json.loads(done.read_bytes())['verdicts'] if done.exists() else []
+      found.append((family, tuple(from_json(claims.Verdict, one) for one in verdicts)))
+    except (ValueError, TypeError, KeyError) as error:
+      raise ValueError(
+        f'{path.parent} is damaged ({error}): restore it from a copy; what was claimed stays so'
+      ) from error
   return found
 
 

@@ -29,6 +29,11 @@ def tabulate(values: flags.FlagValues, _: list[str]) -> int:
   place = pathlib.Path(values.out)
   if not place.name.endswith(table_file.SUFFIX):
     raise UsageError(f'--out={values.out}; give it a name that ends in {table_file.SUFFIX}')
+  if '://' in values.out:
+    raise UsageError(f'--out={values.out} is no file of this machine; write one, and copy it there')
+  wanted = commands.experiment_of(values) if values.config is not None else None
+  if wanted and values.rung and values.rung not in wanted.ladder:
+    raise UsageError(f'--rung={values.rung} is not on the ladder {", ".join(wanted.ladder) or "of no rung"}')
   if place.exists():
     raise UsageError(f'--out={values.out} is there already; remove it, or give another name')
   with contextlib.redirect_stdout(sys.stderr):

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterator
 
 from absl import flags
+from etils import epath
 
 from asiarch_jax import config
 from asiarch_jax.commands import UsageError, registry, standard_output
@@ -21,6 +22,8 @@ from asiarch_jax.shell import dump_file, places
 def dump(values: flags.FlagValues, _: list[str]) -> int:
   """Writes an archive as JSON lines."""
   place = pathlib.Path(values.out)
+  if '://' in values.out:
+    raise UsageError(f'--out={values.out} is no file of this machine; write one, and copy it there')
   if place.exists():
     raise UsageError(f'--out={values.out} is there already; remove it, or give another name')
   header = archives.read_header(values.workdir)
@@ -37,7 +40,10 @@ def dump(values: flags.FlagValues, _: list[str]) -> int:
 
 def load(values: flags.FlagValues, arguments: list[str]) -> int:
   """Makes an archive of what `dump` wrote; run again after an interruption, it goes on."""
-  added = 0
+  added = bare = 0
+  with dump_file.reading(arguments[0]) as (_, _, rows):
+    for _ in rows:  # whole, before anything of it is archived
+      pass
   with dump_file.reading(arguments[0]) as (header, count, rows):
     with archives.OrbaxArchive.open(values.workdir, header.experiment, header.corpus) as archive:
       present = {outcome.id: outcome for outcome in archive.outcomes()}
@@ -50,6 +56,14 @@ def load(values: flags.FlagValues, arguments: list[str]) -> int:
             f'outcome {outcome.id} of {arguments[0]} is another one in {values.workdir}; load into a new workdir and '
             'unite both with asiarch merge'
           )
+        elif arrays and not archive.arrays(outcome.id):
+          bare += 1
+  if bare:
+    standard_output().print(
+      f'{bare} outcomes of {values.workdir} have parameters in {arguments[0]} and none there: what is archived is not '
+      'changed; load into a new workdir to have them',
+      soft_wrap=True,
+    )
   _tell(values, f'{values.workdir}: {added} of {count} outcomes added', added=added, outcomes=count)
   return 0
 
@@ -77,6 +91,26 @@ def merge(values: flags.FlagValues, arguments: list[str]) -> int:
       f'{", ".join(claimed)}: claims were made there, and a vault that was read stays read. One archive with claims '
       f'can be merged, as the first: asiarch merge {claimed[0]} ...'
     )
+  try:
+    notes, counts = _united(arguments, headers, target)
+  except BaseException:
+    if (target / archives.FOLDER).exists():  # half a union is none
+      epath.Path(target / archives.FOLDER).rmtree()
+    raise
+  if claimed:
+    places.copied(places.folder(arguments[0]) / registry.FOLDER, target / registry.FOLDER)
+  for note in notes:
+    standard_output().print(note, soft_wrap=True)
+  _tell(
+    values, f'{target}: {counts["outcomes"]} outcomes, {counts["twins"]} of the others were there already', **counts
+  )
+  return 0
+
+
+def _united(
+  arguments: list[str], headers: list[archives.Header], target: epath.Path
+) -> tuple[list[str], dict[str, int]]:
+  """Writes the union of archives and returns what to say of their baselines, and how many outcomes it has."""
   experiment, notes = headers[0].experiment, []
   counts = {'outcomes': 0, 'twins': 0}
   with archives.OrbaxArchive.open(target, experiment, headers[0].corpus) as union:
@@ -97,21 +131,16 @@ def merge(values: flags.FlagValues, arguments: list[str]) -> int:
           union.append(outcome, archive.arrays(before))
           kept.append(outcome)
     counts['outcomes'] = len(kept)
-  if claimed:
-    places.copied(places.folder(arguments[0]) / registry.FOLDER, target / registry.FOLDER)
-  for note in notes:
-    standard_output().print(note, soft_wrap=True)
-  _tell(
-    values, f'{target}: {counts["outcomes"]} outcomes, {counts["twins"]} of the others were there already', **counts
-  )
-  return 0
+  return notes, counts
 
 
 def _apart(ours: list[Outcome], theirs: tuple[Outcome, ...], argument: str) -> list[str]:
   """Returns what to say where two archives measured their baseline differently."""
   apart = merging.disagreement(ours, theirs)
-  base = next((o for o in ours if isinstance(o, Entry) and o.id == 0), None)
-  floor = noise.floor(base.training) if base else None
+  base, other = (next((o for o in one if isinstance(o, Entry) and o.id == 0), None) for one in (ours, theirs))
+  if base is None or other is None:
+    return []
+  floor = noise.floor(base.training)
   if not apart or (math.isfinite(apart) and floor is not None and apart < 0.01 * floor.sd):
     return []
   size = f'by {apart:.4f} bits/byte a replica' if math.isfinite(apart) else 'on no common seed'

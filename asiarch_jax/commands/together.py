@@ -54,7 +54,7 @@ def _said(text: str) -> None:
 
 def _experiment(values: flags.FlagValues) -> config.Experiment | None:
   """Returns the experiment of a command: what --config says, else what is archived in its workdir, else None."""
-  if 'config' in values and values.config is not None:
+  if 'config' in values and (values['config'].present or values.config is not None):
     return commands.experiment_of(values)
   if 'workdir' not in values or not values.workdir:
     return None

@@ -6,6 +6,7 @@ and without the characters that steer a terminal.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import re
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Group, OverflowMethod, RenderableType
+from rich.console import Console, ConsoleOptions, Group, OverflowMethod, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.table import Table
@@ -29,6 +30,8 @@ from asiarch_jax.records import Entry, Judgement, Outcome, Rejection, entries_of
 from asiarch_jax.report.origins import idea
 from asiarch_jax.report.series import verdict
 from asiarch_jax.report.spending import amount, spent
+
+SHORTEST_NAME, FEWEST_COLUMNS, GAP = 20, 3, 3  # of a leaderboard on a narrow terminal
 
 
 def visible(text: str) -> str:
@@ -62,37 +65,52 @@ def leaderboard(outcomes: Sequence[Outcome], limit: int = 20, baseline: str = ''
   With the name of the `baseline`, what is believed of each stands beside what was measured.
   """
   beliefs = posterior.believed(outcomes, baseline)
-  table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-  for name, justify, widest in (
-    ('#', 'right', 3),
-    ('mixer', 'left', 16),
-    ('bits/byte', 'right', 9),
-    ('better by', 'right', 9),
-    ('95 % interval', 'center', 18),
-    *((('believed', 'right', 9),) if beliefs else ()),
-    ('verdict', 'left', 6),
-    ('fitness', 'right', 5),
-    ('params', 'right', 1),
-    ('FLOPs/token', 'right', 1),
-  ):
-    # A narrow terminal cuts the last columns first.
-    table.add_column(name, justify=justify, no_wrap=True, min_width=widest)  # type: ignore[arg-type]
+  names = ('#', 'mixer', 'bits/byte', 'better by', '95 % interval', 'believed', 'verdict', 'fitness', 'params')
+  rows: list[dict[str, Text]] = []
   for entry in ranked(outcomes)[:limit]:
     evidence, said = entry.evidence, verdict(entry)
     label = entry.proposal.name if entry.role == 'candidate' else f'{entry.proposal.name} ({entry.role})'
-    table.add_row(
+    cells = (
       str(entry.id),
-      plain(label, overflow='ellipsis'),
+      label,
       f'{test_bits(entry):.4f}',
       f'{evidence.improvement:+.4f}' if evidence else '',
       f'{evidence.low:+.4f} .. {evidence.high:+.4f}' if evidence else '',
-      *((f'{beliefs[entry.id].mean:+.4f}' if entry.id in beliefs else '',) if beliefs else ()),
-      plain(said, style={'better': 'green', 'worse': 'red'}.get(said, 'dim')),
+      f'{beliefs[entry.id].mean:+.4f}' if beliefs and entry.id in beliefs else '',
+      said,
       f'{entry.fitness.total:.3f}' if entry.fitness else '',
       f'{entry.training.parameters:,}',
       f'{entry.training.flops_per_token:,.0f}',
     )
-  return table
+    row = {name: plain(cell) for name, cell in zip((*names, 'FLOPs/token'), cells, strict=True)}
+    row['mixer'] = plain(label, overflow='ellipsis')
+    row['verdict'] = plain(said, style={'better': 'green', 'worse': 'red'}.get(said, 'dim'))
+    rows.append(row)
+  shown = [name for name in (*names, 'FLOPs/token') if beliefs or name != 'believed']
+  return _Columns(tuple(shown), tuple(rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Columns:
+  """A table whose last columns stay away on a narrow terminal: no number is cut, a name may be."""
+
+  names: tuple[str, ...]
+  rows: tuple[dict[str, Text], ...]
+
+  def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    wide = {name: max(len(name), *(row[name].cell_len for row in self.rows), 0) + GAP for name in self.names}
+    label, kept = wide.pop('mixer'), list(self.names)
+    while len(kept) > FEWEST_COLUMNS and SHORTEST_NAME + sum(wide.get(name, 0) for name in kept) > options.max_width:
+      kept.pop()
+    left = options.max_width - sum(wide.get(name, 0) for name in kept)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in kept:
+      justify: Any = {'mixer': 'left', 'verdict': 'left', '95 % interval': 'center'}.get(name, 'right')
+      width = max(min(label, left), FEWEST_COLUMNS + GAP) if name == 'mixer' else wide[name]
+      table.add_column(name, justify=justify, no_wrap=True, width=width - GAP)
+    for row in self.rows:
+      table.add_row(*(row[name] for name in kept))
+    yield table
 
 
 def tree(outcomes: Sequence[Outcome]) -> RenderableType:

@@ -358,9 +358,9 @@ def _no_archive(workdir: str | os.PathLike[str]) -> FileNotFoundError:
 
 
 def _read_header(path: epath.Path) -> Header:
-  text = path.read_text()
+  written = path.read_bytes()
   try:
-    body = json.loads(text)
+    body = json.loads(written)
     schema, corpus, experiment = body['schema'], body['corpus'], body['experiment']
   except (KeyError, TypeError, ValueError) as error:
     raise _TornError(f'{path} is damaged ({error}); restore it from a copy') from error
@@ -372,7 +372,7 @@ def _read_header(path: epath.Path) -> Header:
   try:
     return Header(config.from_dict(experiment), corpus)
   except ValueError as error:
-    raise ValueError(f'{path} names a setting that this version does not have: {error}') from error
+    raise ValueError(f'{path} has settings that this version does not take: {error}') from error
 
 
 def _agree(theirs: Header, ours: Header, folder: epath.Path) -> None:

@@ -79,11 +79,14 @@ def _header(path: str | os.PathLike[str], line: str) -> tuple[Header, int]:
     raise ValueError(
       f'{path} has schema {schema!r}, this program reads {records.SCHEMA}; use the version that wrote it'
     )
-  return Header(config.from_dict(experiment), str(corpus)), int(count)
+  try:
+    return Header(config.from_dict(experiment), str(corpus)), int(count)
+  except (ValueError, TypeError) as error:
+    raise ValueError(f'{path} has settings that this version does not take, or no count: {error}') from error
 
 
 def _rows(path: str | os.PathLike[str], file: IO[str], count: int) -> Iterator[Row]:
-  number = 1
+  number, seen = 1, set()
   for number, line in enumerate(file, 2):
     try:
       row = json.loads(line)
@@ -91,6 +94,9 @@ def _rows(path: str | os.PathLike[str], file: IO[str], count: int) -> Iterator[R
       arrays = unpack(np.frombuffer(base64.b64decode(row['bytes'], validate=True), np.uint8), row['layout'])
     except (ValueError, TypeError, KeyError, binascii.Error) as error:
       raise ValueError(f'{path}, line {number}, is damaged: {error}') from error
+    if outcome.id in seen:
+      raise ValueError(f'{path}, line {number}, has outcome {outcome.id} once more')
+    seen.add(outcome.id)
     yield outcome, arrays
   if number - 1 != count:
     raise ValueError(f'{path} is cut short: {number - 1} of {count} outcomes')

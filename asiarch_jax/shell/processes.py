@@ -135,7 +135,7 @@ def tree_bytes(folder: str | os.PathLike[str], entries: int) -> int | None:
           count += 1
           if count > entries or len(entry.path) > 3000:
             return None
-          with contextlib.suppress(OSError):  # this one went away; the others of its folder count
+          with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # this one went away; the others count
             total += entry.stat(follow_symlinks=False).st_blocks * BLOCK_BYTES
             if entry.is_dir(follow_symlinks=False):
               frontier.append(entry.path)

@@ -4,9 +4,11 @@ import dataclasses
 import itertools
 import pathlib
 import re
+from typing import Any
 
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 
 from asiarch_jax import config
 from asiarch_jax.arch import contract
@@ -35,7 +37,7 @@ def failed(findings):
 
 
 def gate(path, spec=SPEC, **options):
-  return behaviour.gate(contract.load(path.read_text(), path.stem), spec, CHECKS, trained=(5, 64), **options)
+  return behaviour.gate(contract.load(path.read_text(), path.stem), spec, CHECKS, trained=((5, 64),), **options)
 
 
 @pytest.mark.parametrize('path', IN_DEED, ids=lambda path: path.stem)
@@ -85,13 +87,31 @@ def test_a_model_in_bfloat16_is_judged_like_one_in_float32():
   assert failed(gate(HERE / 'innocent/token_scan.py', contract.MixerSpec(16, 2, jnp.dtype('bfloat16')))) == []
 
 
+def test_growth_is_that_of_the_type_that_is_trained():
+  class Mixer(nn.Module):
+    width: int
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BTD):
+      v_BTD = nn.Dense(self.width, dtype=self.dtype)(x_BTD)
+      if x_BTD.dtype != jnp.bfloat16:
+        return jnp.cumsum(v_BTD, 1)
+      scores_BTT = jnp.tril(x_BTD @ v_BTD.mT)
+      return (scores_BTT @ v_BTD).astype(x_BTD.dtype)
+
+  spec = contract.MixerSpec(16, 2, jnp.dtype('bfloat16'))
+  assert 'growth' in {finding.check for finding in failed(behaviour.gate(Mixer, spec, CHECKS))}
+
+
 def test_findings_name_the_parameter_the_position_and_the_line():
   def detail(name, check):
     return next(finding.detail for finding in gate(HERE / f'guilty/{name}.py') if finding.check == check)
 
   assert "['unused'] gets no gradient at T = 37 and 129" in detail('dead_parameter', 'gradients')
-  assert 'position 63' in detail('one_ahead', 'causality')
-  assert 'tokens from position 64 on' in detail('one_ahead', 'causality')
+  assert 'position 127' in detail('one_ahead', 'causality')
+  assert 'tokens from position 128 on' in detail('one_ahead', 'causality')
   assert 'at line 18' in detail('whole_chunks_only', 'shapes')
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -86,6 +87,20 @@ def test_text_from_models_neither_is_markup_nor_steers_the_terminal(kind):
   assert not {'\x1b', '\x07', '\x08', '\x9b'} & set(shown)
   assert shown.count('[red]no markup[/red]') > 8
   assert 'no markup\n' in text.visible('no markup\n\tkept')
+
+
+@pytest.mark.parametrize('width', [30, 40, 60, 80, 100, 140])
+def test_a_narrow_terminal_loses_columns_and_no_digit(width):
+  outcomes = samples.archive(30)
+  stream = io.StringIO()
+  Console(file=stream, width=width, color_system=None).print(text.leaderboard(outcomes, 40, 'delta_net'))
+  lines = stream.getvalue().splitlines()
+  assert max(map(len, lines)) <= width and lines[1].split()[0] == '#'
+  wide = printed(text.leaderboard(outcomes, 40, 'delta_net')).splitlines()
+  for line, whole in zip(lines[3:-1], wide[3:-1], strict=True):
+    words = line.split()
+    assert words[0] == whole.split()[0]  # the number to give to `asiarch show`
+    assert set(re.findall(r'[-+]?[\d,]+\.?\d*', line)) <= set(re.findall(r'[-+]?[\d,]+\.?\d*', whole)), line
 
 
 def test_what_is_believed_stands_beside_what_was_measured():

@@ -485,6 +485,14 @@ def test_a_locked_folder_hides_nothing_and_one_that_goes_away_no_other(tmp_path,
   monkeypatch.setattr(os, 'scandir', lambda path: contextlib.nullcontext([Going(one) for one in scan(path)]))
   assert processes.tree_bytes(tmp_path, 100) >= 19 * 4096
 
+  class Readable(Going):  # of a folder that may be read and not entered: names, and no sizes
+    def __init__(self, entry):
+      super().__init__(entry)
+      self.stat = lambda **_: (_ for _ in ()).throw(PermissionError(13, 'Permission denied'))
+
+  monkeypatch.setattr(os, 'scandir', lambda path: contextlib.nullcontext([Readable(one) for one in scan(path)]))
+  assert processes.tree_bytes(tmp_path, 100) is None
+
   def refused(path):  # what everybody but root gets of a folder without permissions
     if path.endswith('locked'):
       raise PermissionError(13, 'Permission denied', path)

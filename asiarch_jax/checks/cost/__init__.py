@@ -33,6 +33,10 @@ __all__ = [
 
 LENGTHS = (2560, 5120)  # long enough that what grows fastest is what shows; seldom the size of another axis
 UNROLLED_LENGTHS = (128, 256)  # where a Python loop over tokens or chunks makes each trace as long as T
+UNCLEAR = (
+  1.15,
+  1.5,
+)  # exponents, of all and of one part, that may come of few chunks: asked again at twice the lengths
 SIMILAR = 0.25  # equations this close to the steepest exponent are alike; the dearest of them is named
 ALIKE = 1.25  # factor of FLOPs a token up to which programs of the same equations are taken for one
 STEEP = 1.75  # exponent of a single equation from which it is called quadratic, however small its share
@@ -61,7 +65,16 @@ def growth(module: Any, width: int) -> Growth:
     UnboundedLoopError: a loop's number of turns is unknown.
   """
   short = [sum(1 for _ in jaxprs.walk(jaxprs.trace(module, width, length, 1))) for length in UNROLLED_LENGTHS]
-  lengths = UNROLLED_LENGTHS if short[1] > 1.5 * short[0] else LENGTHS
+  if short[1] <= 1.5 * short[0]:
+    return _growth(module, width, LENGTHS)
+  first = _growth(module, width, UNROLLED_LENGTHS)
+  if first.exponent <= UNCLEAR[0] and first.steepest <= UNCLEAR[1]:
+    return first
+  later = _growth(module, width, (UNROLLED_LENGTHS[1], 2 * UNROLLED_LENGTHS[1]))
+  return later if later.exponent < first.exponent or later.steepest < first.steepest else first
+
+
+def _growth(module: Any, width: int, lengths: tuple[int, int]) -> Growth:
   traces = [jaxprs.trace(module, width, length, 1) for length in lengths]
   tables = [list(flops.parts(trace)) for trace in traces]
   totals = (sum(part.flops for part in tables[0]), sum(part.flops for part in tables[1]))
@@ -115,10 +128,14 @@ def program(module: Any, width: int, length: int, batch: int) -> Program:
   return Program(tuple(part.primitive for part in table), sum(part.flops for part in table) / (batch * length))
 
 
-def alike(one: Program, other: Program) -> bool:
-  """Says whether two programs look like one at two sizes: the same equations at about the same FLOPs a token."""
+def alike(one: Program, other: Program, *, cheaper: bool = False) -> bool:
+  """Says whether two programs look like one at two sizes: the same equations at about the same FLOPs a token.
+
+  With `cheaper` the first may take fewer: what rows share is less for each of many.
+  """
   low, high = sorted((one.flops_per_token, other.flops_per_token))
-  return one.primitives == other.primitives and high <= ALIKE * low
+  near = high <= ALIKE * low or (cheaper and one.flops_per_token <= other.flops_per_token)
+  return one.primitives == other.primitives and near
 
 
 def count(module: Any, width: int, length: int) -> records.Cost:
