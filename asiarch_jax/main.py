@@ -235,7 +235,7 @@ def _replay_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
   flags.DEFINE_integer('designs', 60, 'Designs to promote from and to believe of.', lower_bound=4, flag_values=values)
   flags.DEFINE_integer('seeds', 2, 'Replicas of a design that a search and a rule see.', lower_bound=1,
                        flag_values=values)  # fmt: skip
-  flags.DEFINE_integer('seed', 0, 'Of the luck of all replays.', flag_values=values)
+  flags.DEFINE_integer('seed', 0, 'Of the luck of all replays.', lower_bound=0, flag_values=values)
 
 
 def _prepare_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -586,6 +586,8 @@ def _run(name: str, command: Command, values: flags.FlagValues, positional: list
 
 def _sentence(error: BaseException) -> str:
   """Returns what an error says, without the number of an `OSError` and the quotes of a `KeyError`."""
+  if missing := re.search(r'Flag (--\w+) must have a value other than None', str(error)):
+    return f'{missing[1]} is missing; give {missing[1]}=...'
   if isinstance(error, OSError) and error.strerror:
     return f'{error.filename}: {error.strerror}' if error.filename else str(error.strerror)
   return str(error.args[0] if error.args and isinstance(error, KeyError) else error)

@@ -150,7 +150,7 @@ REFUSED = {
   'a suite of nothing': (['suite', '--suite=mad-tiny'], 'names no mixer'),
   'unknown command': (['serach'], "'serach' is not a command"),
   'unknown flag': (['top', '--workdri=x'], 'workdri'),
-  'missing workdir': (['search'], 'workdir'),
+  'missing workdir': (['search'], 'search: --workdir is missing; give --workdir=...'),
   'unknown key': (['check', 'delta_net', '--config=configs/smoke.py', '--config.training.stpes=3'], 'stpes'),
   'wrong type': (['check', 'delta_net', '--config=configs/smoke.py', '--config.training.steps=many'], 'steps'),
   'bad value': (['check', 'delta_net', '--config=configs/smoke.py', '--config.model.heads=3'], 'model.heads = 3'),

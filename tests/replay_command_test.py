@@ -102,8 +102,9 @@ def test_a_setting_of_the_experiment_is_what_is_compared(file, capsys):
   [
     (('--parts=promotion,luck',), 'search, promotion, belief, stopping'),
     (('--draws=1000',), 'designs to draw'),
+    (('--seed=-5',), 'non-negative'),
     (('--draws=5', '--seeds=9'), 'designs of the table have 4'),
-    (('--draws=5', '--table=/nowhere/t.json.xz'), 'nowhere'),
+    (('--draws=5', '--table=/nowhere/t.json.xz'), '--table=/nowhere/t.json.xz: no such file'),
     (('--table=README.md',), 'README.md is no table'),
   ],
 )

@@ -223,7 +223,8 @@ def _parsed(source: str) -> tuple[ast.Module | None, str]:
     tree = syntax.parse(source)
   except SyntaxError as error:
     shown = f': {error.text.strip()[:80]!r}' if error.text else ''
-    return None, f'line {error.lineno}: {error.msg}{shown}; correct the syntax'
+    where = f'line {error.lineno}: ' if error.lineno else ''
+    return None, f'{where}{error.msg}{shown}; correct the syntax'
   except (ValueError, RecursionError, MemoryError) as error:
     return (
       None,

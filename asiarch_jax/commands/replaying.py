@@ -74,11 +74,14 @@ def replay(values: flags.FlagValues, _: list[str]) -> int:
     raise UsageError(f'--parts={",".join(values.parts)}; name some of {", ".join(PARTS)}')
   experiment = commands.experiment_of(values)
   source = pathlib.Path(values.table) if values.table else table_file.packaged()
+  if values.table and not source.is_file():
+    raise UsageError(f'--table={values.table}: no such file; asiarch tabulate writes one')
   try:
     bench = table.of_json(table_file.read(source))
   except (OSError, ValueError) as error:
     raise UsageError(str(error)) from error
   first, most = len(bench.experiment.search.baselines), len(bench.candidates)
+  designs = min(values.designs, most)  # no more than there are
   if 'search' in parts and values.draws > most:
     raise UsageError(f'--draws={values.draws}; the table has {most} designs to draw')
   experiment = dataclasses.replace(
@@ -93,17 +96,17 @@ def replay(values: flags.FlagValues, _: list[str]) -> int:
   with Display() as display:
     page = told.ReplayPage(
       str(source) if values.table else 'of the package', dict(bench.made), bench.experiment.name, bench.rung,
-      len(bench.measured), known, values.replays, values.designs,
+      len(bench.measured), known, values.replays, designs,
     )  # fmt: skip
     for part in parts:
       display.line(f'{part}: {values.replays} replays')
       if part == 'search':
         page = dataclasses.replace(page, samplers=comparing.samplers(bench, experiment, **counts))
       elif part == 'promotion':
-        rows = comparing.promotions(bench, experiment, designs=values.designs, seeds=values.seeds, **counts)
+        rows = comparing.promotions(bench, experiment, designs=designs, seeds=values.seeds, **counts)
         page = dataclasses.replace(page, promotions=rows)
       elif part == 'belief':
-        page = dataclasses.replace(page, estimators=comparing.estimators(bench, designs=values.designs, **counts))
+        page = dataclasses.replace(page, estimators=comparing.estimators(bench, designs=designs, **counts))
       else:
         page = dataclasses.replace(page, stoppings=comparing.stoppings(bench))
   print(json.dumps(to_json(page))) if values.json else commands.standard_output().print(told.replay_page(page))

@@ -31,6 +31,7 @@ from asiarch_jax.report.origins import idea
 from asiarch_jax.report.series import verdict
 from asiarch_jax.report.spending import amount, spent
 
+TOLD = ('role', 'model', 'usage', 'dollars', 'seconds', 'attempts', 'fault', 'detail', 'reply', 'system', 'prompt')
 SHORTEST_NAME, FEWEST_COLUMNS, GAP = 20, 3, 3  # of a leaderboard on a narrow terminal
 
 
@@ -245,7 +246,8 @@ def summary(outcomes: Sequence[Outcome], experiment: Experiment) -> RenderableTy
   """Returns what a search came to: counts, rejections by stage, how many are better, placebos, what was learned."""
   baseline = experiment.search.baseline
   entries = [entry for entry in entries_of(outcomes) if entry.role == 'candidate']
-  rejections = Counter(outcome.stage for outcome in outcomes if isinstance(outcome, Rejection))
+  rejected = [one for one in outcomes if isinstance(one, Rejection) and one.proposal.author != 'baseline']
+  rejections = Counter(outcome.stage for outcome in rejected)
   shown = [entry for entry in entries if verdict(entry) == 'better']
   total = len(entries) + sum(rejections.values())
   lines = [
@@ -325,7 +327,10 @@ def trace(exchanges: Sequence[Mapping[str, Any]]) -> RenderableType:
   if not exchanges:
     return plain('no language model was asked for it', style='dim')
   parts: list[RenderableType] = []
-  for number, call in enumerate(exchanges, 1):
+  whole = [call for call in exchanges if set(TOLD) <= set(call) and isinstance(call['usage'], Mapping)]
+  if len(whole) < len(exchanges):
+    parts.append(plain(f'{len(exchanges) - len(whole)} exchanges are damaged and not shown', style='dim'))
+  for number, call in enumerate(whole, 1):
     usage = call['usage']
     head = (
       f'{number}. {call["role"]} asked {call["model"]}: {usage["prompt"]:,} prompt ({usage["cached"]:,} cached), '
@@ -339,8 +344,8 @@ def trace(exchanges: Sequence[Mapping[str, Any]]) -> RenderableType:
       Panel(plain(call['prompt']), title='prompt', title_align='left'),
       Panel(plain(_laid_out(answer)), title='fault' if call['fault'] else 'reply', title_align='left'),
     ]
-  total = sum(call['dollars'] for call in exchanges)
-  return Group(*parts, plain(f'{len(exchanges)} calls, ${total:.4f}'))
+  total = sum(call['dollars'] for call in whole)
+  return Group(*parts, plain(f'{len(whole)} calls, ${total:.4f}'))
 
 
 def _laid_out(reply: str) -> str:

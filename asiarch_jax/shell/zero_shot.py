@@ -48,4 +48,4 @@ def of(workdir: str | os.PathLike[str], entry: int) -> list[ZeroShot]:
 def every(workdir: str | os.PathLike[str]) -> list[ZeroShot]:
   """Returns what all entries were measured at, by entry."""
   paths = sorted((places.folder(workdir) / FOLDER).glob('[0-9]*.json'), key=str)
-  return [one for path in paths for one in of(workdir, int(path.stem))]
+  return [one for path in paths if path.stem.isdecimal() for one in of(workdir, int(path.stem))]

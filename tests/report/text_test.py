@@ -89,6 +89,20 @@ def test_text_from_models_neither_is_markup_nor_steers_the_terminal(kind):
   assert 'no markup\n' in text.visible('no markup\n\tkept')
 
 
+def test_a_damaged_exchange_is_counted_and_the_others_are_shown():
+  call = {**dict.fromkeys(text.TOLD, ''), 'usage': dict.fromkeys(('prompt', 'cached', 'thoughts', 'reply'), 1)}
+  call |= {'dollars': 0.5, 'seconds': 1.0, 'attempts': 1, 'reply': 'an answer'}
+  shown = printed(text.trace([{'event': 'exchange'}, call]))
+  assert '1 exchanges are damaged' in shown and 'an answer' in shown and '1 calls, $0.5000' in shown
+
+
+def test_a_baseline_that_was_rejected_is_no_proposal():
+  failed = samples.rejection(0)
+  failed = dataclasses.replace(failed, proposal=dataclasses.replace(failed.proposal, author='baseline'))
+  assert '0 proposals: 0 measured' in printed(text.summary([failed], config.Experiment()))
+  assert '1 proposals: 0 measured' in printed(text.summary([samples.rejection(3)], config.Experiment()))
+
+
 @pytest.mark.parametrize('width', [30, 40, 60, 80, 100, 140])
 def test_a_narrow_terminal_loses_columns_and_no_digit(width):
   outcomes = samples.archive(30)
