@@ -236,10 +236,13 @@ interruptible() {
 }
 
 # end_all: ends what this shell runs; with all below it where this shell leads a process group, as a terminal's job does.
+# Told twice: what a shell was just about to start when it was told first has not heard it.
 end_all() {
   # shellcheck disable=SC2046  # no job, no word
   kill -- "-$$" 2>/dev/null || kill $(jobs -p) 2>/dev/null || true
   wait
+  sleep 0.2
+  kill -- "-$$" 2>/dev/null || true
 }
 
 # ---- on the hosts

@@ -94,14 +94,15 @@ stop() {
 # follow_there NUMBER HOST: prints the host's lines until its job has ended. A lost connection is made again; one that
 # stays lost, or a job that is not there any more, counts as a job that ended badly.
 follow_there() {
-  local attempt status child words=(ssh "${CONNECTION[@]}" "$2" "$(on_host follow)")
+  local attempt status child
+  trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM HUP # before anything is started that it would forget
+  local words=(ssh "${CONNECTION[@]}" "$2" "$(on_host follow)")
   for ((attempt = 1; attempt <= FOLLOWED; attempt++)); do
     ((attempt == 1)) || sleep "$(backoff "$((attempt - 1))" "${flag[wait]}")"
     status=0
     say "+ $(quoted "${words[@]}")"
     "${words[@]}" </dev/null &
     child=$!
-    trap 'kill "$child" 2>/dev/null; exit 130' INT TERM HUP
     wait "$child" || status=$?
     ((status == LOST)) || break
   done
@@ -112,12 +113,11 @@ follow_there() {
 
 # follow_all: the lines of all hosts, together.
 follow_all() {
-  local number children=()
+  local number
+  trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM HUP
   for number in "${!hosts[@]}"; do
     follow_there "$number" "${hosts[number]}" &
-    children+=("$!")
   done
-  trap 'kill "${children[@]}" 2>/dev/null; exit 130' INT TERM HUP
   wait
 }
 

@@ -569,6 +569,22 @@ def test_sigterm_to_a_script_alone_ends_what_it_runs(desk, name, pattern):
   assert process.returncode == 130 and 'logs --name=search' in err
 
 
+def test_what_did_not_hear_of_the_end_is_told_again(desk):
+  """A signal between the fork of a tool and its start is lost on it; here one that forgets the first."""
+  deaf = "trap 'trap - TERM' TERM; echo begun; while :; do sleep 0.02; done"
+  asks = f"""
+    set -euo pipefail; source launch/common.sh; declare -A flag=([dry-run]=no)
+    reattach() {{ echo again; }}; asking() {{ bash -c {shlex.quote(deaf)} & wait; }}
+    interruptible asking"""
+  command = ['env', '--default-signal=INT', 'bash', '-c', asks, 'launch/script.sh']
+  options = {'cwd': desk.tree, 'env': desk.environment, 'text': True, 'start_new_session': True}
+  process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+  assert process.stdout.readline() == 'begun\n'
+  os.killpg(process.pid, signal.SIGINT)
+  _, err = process.communicate(timeout=10)  # which ends when nobody holds the pipes any more
+  assert process.returncode == 130 and 'again' in err
+
+
 def test_no_ctrl_c_is_forgotten_whenever_it_comes(desk):
   """A shell that asks its tools again and again forgot one in thirty."""
   asks = """
