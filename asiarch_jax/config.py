@@ -720,7 +720,7 @@ def _numbers(experiment: Experiment) -> None:
         raise ValueError(f'{name} = {value}; give a finite number, at most {most:g}')
       if setting in SHARES and number > 1:
         raise ValueError(f'{name} = {value}; it is a share or a chance, at most 1')
-      if isinstance(value, tuple) and setting in ('checks.lengths',) and number < 1:
+      if setting == 'checks.lengths' and number < 1:
         raise ValueError(f'{name} = {value}; each is at least 1')
   for prefix, training in (
     ('', experiment.training),

@@ -219,8 +219,8 @@ def test_a_setting_that_is_none_is_told_with_the_nearest(arguments, said, tmp_pa
     (['prepare', '', '--out=x'], 'argument 1 of prepare is empty; is a variable of the shell not set?'),
     (['plan', 'a', 'b', '--topology=v5e:2x2'], 'plan takes at most 1 argument, got'),
     (['merge', 'a', '--workdir=x'], 'merge takes 2 or more arguments, got'),
-    (['dump', '--workdir=x', '--out=gs://bucket/x.gz'], '--out=gs://bucket/x.gz is no file of this machine'),
-    (['export', '0', '--workdir=x', '--out=gs://bucket/x'], '--out=gs://bucket/x is no folder of this machine'),
+    (['dump', '--workdir=x', '--out=gs://bucket/x.gz'], '--out=gs://bucket/x.gz is no place of this machine'),
+    (['export', '0', '--workdir=x', '--out=gs://bucket/x'], '--out=gs://bucket/x is no place of this machine'),
     (['verify', '--workdir=x', '--config.runner.workers=2'], '--config.runner.workers: give --config=FILE too'),
     (['evaluate', '0', '--workdir=x', '--config.runner.workers=2'], '--config.runner.workers: give --config=FILE too'),
     (

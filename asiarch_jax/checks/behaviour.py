@@ -530,7 +530,8 @@ def _growth(subject: _Subject) -> Iterator[Finding]:
   """FLOPs grow more slowly with T than the limit allows, in sum and in every part."""
   subject.start('gradient')  # compiled while the growth is counted
   types = {subject.spec.dtype: subject.built(subject.spec.dtype), jnp.dtype('float32'): subject.module}
-  grown = max((cost.growth(module, subject.spec.width) for module in types.values()), key=lambda one: one.exponent)
+  growths = [cost.growth(module, subject.spec.width) for module in types.values()]
+  grown, steep = max(growths, key=lambda one: one.exponent), max(growths, key=lambda one: one.steepest)
   for size in subject.elsewhere:
     subject.start(('elsewhere', size))
   low, high = grown.lengths
@@ -541,8 +542,8 @@ def _growth(subject: _Subject) -> Iterator[Finding]:
     yield Finding(
       'growth', False, f'{seen}{what}, more than T^{limit:g}: replace what compares every token with every other'
     )
-  elif grown.steepest > max(cost.STEEP, limit):
-    what = f'{grown.culprit} grows as T^{grown.steepest:.2f}'
+  elif steep.steepest > max(cost.STEEP, limit):
+    what = f'{steep.culprit} grows as T^{steep.steepest:.2f}'
     yield Finding('growth', False, f'{what}, although the sum does not yet show it: replace what has T x T elements')
   else:
     yield Finding('growth', True, seen)

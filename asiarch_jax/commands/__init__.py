@@ -266,6 +266,17 @@ def require_vocabulary(model: config.Model, corpus: corpora.Corpus, setting: str
     )
 
 
+def new_place(out: str) -> pathlib.Path:
+  """Returns the file or folder that --out names.
+
+  Raises:
+    UsageError: it is not of this machine.
+  """
+  if places.is_address(out):
+    raise UsageError(f'--out={out} is no place of this machine; write one that is, and copy it there')
+  return pathlib.Path(out)
+
+
 def choose_jail(experiment: config.Experiment, display: Display) -> str:
   """Returns the jail that this host gives to workers, and says what it does not stop."""
   network = experiment.runner.kind == 'spmd'

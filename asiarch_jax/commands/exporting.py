@@ -34,9 +34,7 @@ STACKED = 'layers/'
 
 def export(values: flags.FlagValues, arguments: list[str]) -> int:
   """Writes the package. Its own tests are the reader's to run: the source of a proposal runs in the jail only here."""
-  out = pathlib.Path(values.out)
-  if '://' in values.out:
-    raise UsageError(f'--out={values.out} is no folder of this machine; write one, and copy it there')
+  out = commands.new_place(values.out)
   if out.exists():
     raise UsageError(f'--out={out} is there already; remove it, or name another folder')
   header = archives.read_header(values.workdir)

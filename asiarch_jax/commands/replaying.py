@@ -26,11 +26,9 @@ PARTS = ('search', 'promotion', 'belief', 'stopping')
 
 def tabulate(values: flags.FlagValues, _: list[str]) -> int:
   """Searches, lets everybody climb that may, and writes both rungs into one file. Run again, it continues."""
-  place = pathlib.Path(values.out)
+  place = commands.new_place(values.out)
   if not place.name.endswith(table_file.SUFFIX):
     raise UsageError(f'--out={values.out}; give it a name that ends in {table_file.SUFFIX}')
-  if '://' in values.out:
-    raise UsageError(f'--out={values.out} is no file of this machine; write one, and copy it there')
   wanted = commands.experiment_of(values) if values.config is not None else None
   if wanted and values.rung and values.rung not in wanted.ladder:
     raise UsageError(f'--rung={values.rung} is not on the ladder {", ".join(wanted.ladder) or "of no rung"}')
@@ -44,7 +42,7 @@ def tabulate(values: flags.FlagValues, _: list[str]) -> int:
         return status
   workdir = places.folder(values.workdir)
   header = archives.read_header(workdir)
-  experiment = commands.experiment_of(values) if values.config is not None else header.experiment  # as verify has it
+  experiment = wanted or header.experiment  # as verify has it
   rung = values.rung or experiment.ladder[-1]
   folder = workdir / verifying.FOLDER / rung
   at_rung = config.at_rung(experiment, rung)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 from collections.abc import Iterator
 
 from absl import flags
 from etils import epath
 
 from asiarch_jax import config
-from asiarch_jax.commands import UsageError, registry, standard_output
+from asiarch_jax.commands import UsageError, new_place, registry, standard_output
 from asiarch_jax.evidence import noise
 from asiarch_jax.records import Entry, Outcome, to_json
 from asiarch_jax.search import merging
@@ -21,9 +20,7 @@ from asiarch_jax.shell import dump_file, places
 
 def dump(values: flags.FlagValues, _: list[str]) -> int:
   """Writes an archive as JSON lines."""
-  place = pathlib.Path(values.out)
-  if '://' in values.out:
-    raise UsageError(f'--out={values.out} is no file of this machine; write one, and copy it there')
+  place = new_place(values.out)
   if place.exists():
     raise UsageError(f'--out={values.out} is there already; remove it, or give another name')
   header = archives.read_header(values.workdir)

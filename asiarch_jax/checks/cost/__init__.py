@@ -33,10 +33,8 @@ __all__ = [
 
 LENGTHS = (2560, 5120)  # long enough that what grows fastest is what shows; seldom the size of another axis
 UNROLLED_LENGTHS = (128, 256)  # where a Python loop over tokens or chunks makes each trace as long as T
-UNCLEAR = (
-  1.15,
-  1.5,
-)  # exponents, of all and of one part, that may come of few chunks: asked again at twice the lengths
+# Exponents, of all and of one part, that may come of few chunks: asked again at twice the lengths.
+UNCLEAR = (1.15, 1.5)
 SIMILAR = 0.25  # equations this close to the steepest exponent are alike; the dearest of them is named
 ALIKE = 1.25  # factor of FLOPs a token up to which programs of the same equations are taken for one
 STEEP = 1.75  # exponent of a single equation from which it is called quadratic, however small its share
