@@ -549,14 +549,14 @@ def validate(experiment: Experiment) -> None:
     raise ValueError(f'search.anchors has search.baseline = {search.baseline!r}, which all are compared with; drop it')
   if not_tasks := [name for name in experiment.tasks.names if name not in TASKS]:
     raise ValueError(f'tasks.names has {not_tasks[0]!r}; there are {", ".join(TASKS)}')
+  for name in experiment.tasks.names:
+    require_room(name, experiment.tasks, training.length, model.vocabulary)
   for name in ('parent_ranks', 'reference_ranks'):
     ranks = getattr(search, name)
     if len(ranks) != 2 or not 1 <= ranks[0] <= ranks[1]:
       raise ValueError(f'search.{name} = {ranks}; give two ranks, first at most last, counted from 1')
     if ranks[0] > search.pool:
       raise ValueError(f'search.{name} = {ranks} begins beyond search.pool = {search.pool}; let it begin within')
-  if experiment.tasks.length > training.length:
-    raise ValueError(f'tasks.length = {experiment.tasks.length} is longer than training.length = {training.length}')
   weights = sum(getattr(experiment.judge, name) for name in JUDGE_WEIGHTS)
   if abs(weights - 1) > 1e-6:
     raise ValueError(f'the weights of judge sum to {weights:.3f}; make it 1')
@@ -607,6 +607,46 @@ def validate(experiment: Experiment) -> None:
       'and -1 asks the environment'
     )
   _rungs(experiment)
+
+
+def require_room(task: str, tasks: Tasks, length: int, vocabulary: int) -> None:
+  """Refuses sizes of a synthetic task that contradict each other or those of the model; others have none.
+
+  Raises:
+    ValueError: naming both numbers and the remedy.
+  """
+  if task not in ('mqar', 'selective_copying'):
+    return
+  if tasks.symbols > vocabulary:
+    raise ValueError(
+      f'tasks.symbols = {tasks.symbols} exceeds the vocabulary of {vocabulary}; '
+      'lower tasks.symbols or raise model.vocabulary'
+    )
+  if tasks.length > length:
+    raise ValueError(
+      f'tasks.length = {tasks.length} exceeds the sequence length {length}; lower it or raise training.length'
+    )
+  if task == 'mqar':
+    pairs, keys = tasks.pairs, max(tasks.symbols // 2 - 1, 0)
+    if keys < pairs:
+      raise ValueError(
+        f'tasks.pairs = {pairs} needs as many distinct keys, and tasks.symbols = {tasks.symbols} has {keys} (half of '
+        f'the symbols without the blank); use symbols >= {2 * pairs + 2}'
+      )
+    if (tasks.length - 2 * pairs) // 2 < pairs:  # a query is a key and the blank after it
+      raise ValueError(
+        f'tasks.length = {tasks.length} has no room for {pairs} pairs and {pairs} queries; '
+        f'use tasks.length >= {4 * pairs}'
+      )
+    return
+  if tasks.symbols < 4:
+    left = max(tasks.symbols - 2, 0)
+    raise ValueError(f'tasks.symbols = {tasks.symbols} leaves {left} to copy beside blank and mark; use at least 4')
+  if tasks.length < 2 * tasks.copies:
+    raise ValueError(
+      f'tasks.length = {tasks.length} cannot hold tasks.copies = {tasks.copies} symbols and their copies; '
+      f'use at least {2 * tasks.copies}'
+    )
 
 
 def sharding_rule(text: str) -> tuple[re.Pattern[str], tuple[bool, ...]]:

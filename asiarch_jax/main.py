@@ -89,7 +89,7 @@ def _config_fault(command: Command, arguments: Sequence[str]) -> str:
     try:
       values(['asiarch', f'--config={value}'])
       tree = values.config
-    except Exception:  # the file's own fault, told by who reads it
+    except (Exception, SystemExit):  # the file's own fault, told by who reads it
       return ''
   elif overrides and _begun_config_flag in command.define:
     return (
@@ -555,7 +555,7 @@ def main(arguments: Sequence[str], before: Callable[[], None] = lambda: None) ->
       raise ValueError(f'argument {positional.index("") + 1} of {name} is empty; is a variable of the shell not set?')
     if any(map(CONFIG_FILE.match, rest)) and (fault := _config_fault(command, rest)):
       raise ValueError(fault)
-  except Exception as error:  # of absl, or of the reader's own config file
+  except (Exception, SystemExit) as error:  # of absl, or of the reader's own config file
     return _refuse(name, _config_fault(command, rest) or _own_fault(error) or _sentence(error))
   try:
     before()

@@ -189,6 +189,8 @@ def test_bad_input_gets_a_sentence_and_a_status(name, capsys, monkeypatch, tmp_p
     (['--config='], '--config=: no such file'),
     (['--config=THREE'], 'get_config() of --config gave int; return config.as_config_dict('),
     (['--config=NONE'], 'get_config() of --config gave NoneType; return config.as_config_dict('),
+    (['--config=EXIT'], 'exit.py, line 2: SystemExit: no data on this machine'),
+    (['--config=EXIT', '--config.seed=3'], 'exit.py, line 2: SystemExit: no data on this machine'),
     (['--config=TYPO'], "typo.py, line 3: NameError: name 'confg' is not defined"),
     (
       ["--config.search.baselines=('delta_net','softmax_attention','gated_deltanet')"],
@@ -201,11 +203,14 @@ def test_a_setting_that_is_none_is_told_with_the_nearest(arguments, said, tmp_pa
   (tmp_path / 'three.py').write_text('def get_config():\n  return 3\n')
   (tmp_path / 'none.py').write_text('def get_config():\n  3\n')
   (tmp_path / 'typo.py').write_text('from asiarch_jax import config\ndef get_config():\n  return confg.Experiment()\n')
+  (tmp_path / 'exit.py').write_text("import sys\nsys.exit('no data on this machine')\n")
   files = {
     'FILE': ROOT / 'configs/smoke.py',
-    **{n.upper(): tmp_path / f'{n}.py' for n in ('three', 'none', 'typo')},
+    **{n.upper(): tmp_path / f'{n}.py' for n in ('three', 'none', 'typo', 'exit')},
   }
-  arguments = [re.sub('FILE|THREE|NONE|TYPO', lambda name: str(files[name[0]]), argument) for argument in arguments]
+  arguments = [
+    re.sub('FILE|THREE|NONE|TYPO|EXIT', lambda name: str(files[name[0]]), argument) for argument in arguments
+  ]
   assert main.main(['config', *arguments]) == 2
   told = capsys.readouterr().err
   assert told.startswith('asiarch config: ') and said in told and len(told.splitlines()) == 1

@@ -129,6 +129,36 @@ def test_a_union_that_fails_leaves_none(ours, theirs, tmp_path, capsys, monkeypa
   assert run(capsys, 'merge', ours, theirs, f'--workdir={tmp_path / "union"}')[0] == 0
 
 
+@pytest.mark.parametrize('ended, said', [(False, 'is appending to'), (True, 'another merge has just written')])
+def test_a_union_that_another_began_meanwhile_is_left_alone(ours, theirs, tmp_path, capsys, monkeypatch, ended, said):
+  """Both looked before either wrote."""
+  target, outcomes, begun = tmp_path / 'union', read(ours)[0], []
+  real = sharing.registry.read_claims
+
+  def meanwhile(place):
+    if not begun:
+      begun.append(archives.OrbaxArchive.open(target, EXPERIMENT, 'text'))
+      begun[0].append(outcomes[0], ARRAYS)
+      if ended:
+        begun[0].close()
+    return real(place)
+
+  monkeypatch.setattr(sharing.registry, 'read_claims', meanwhile)
+  status, _, error = run(capsys, 'merge', ours, theirs, f'--workdir={target}')
+  begun[0].close()
+  assert status == 2 and said in error
+  assert read(target)[0] == outcomes[:1]
+
+
+def test_a_union_says_where_its_parameters_are(ours, tmp_path, capsys):
+  run(capsys, 'dump', f'--workdir={ours}', f'--out={tmp_path / "a.jsonl"}', '--noarrays')
+  run(capsys, 'load', tmp_path / 'a.jsonl', f'--workdir={tmp_path / "bare"}')
+  status, out, error = run(capsys, 'merge', tmp_path / 'bare', ours, f'--workdir={tmp_path / "union"}')
+  entries = sum(isinstance(one, records.Entry) for one in read(ours)[0])
+  assert status == 0 and f'{entries} of what was there already have parameters here and none in the union' in out, error
+  assert 'have parameters' not in run(capsys, 'merge', ours, tmp_path / 'bare', f'--workdir={tmp_path / "other"}')[1]
+
+
 def test_a_compressed_dump_that_is_cut_short(ours, tmp_path, capsys):
   run(capsys, 'dump', f'--workdir={ours}', f'--out={tmp_path / "a.jsonl.gz"}')
   whole = (tmp_path / 'a.jsonl.gz').read_bytes()

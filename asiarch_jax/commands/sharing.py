@@ -88,10 +88,15 @@ def merge(values: flags.FlagValues, arguments: list[str]) -> int:
       f'{", ".join(claimed)}: claims were made there, and a vault that was read stays read. One archive with claims '
       f'can be merged, as the first: asiarch merge {claimed[0]} ...'
     )
+  ours = False  # what is in the folder; another process may have begun a union there
   try:
-    notes, counts = _united(arguments, headers, target)
+    with archives.OrbaxArchive.open(target, headers[0].experiment, headers[0].corpus) as union:
+      if union.outcomes():
+        raise UsageError(f'--workdir={target} holds what another merge has just written; name another folder')
+      ours = True
+      notes, counts = _united(union, arguments)
   except BaseException:
-    if (target / archives.FOLDER).exists():  # half a union is none
+    if ours:  # half a union is none
       epath.Path(target / archives.FOLDER).rmtree()
     raise
   if claimed:
@@ -104,30 +109,37 @@ def merge(values: flags.FlagValues, arguments: list[str]) -> int:
   return 0
 
 
-def _united(
-  arguments: list[str], headers: list[archives.Header], target: epath.Path
-) -> tuple[list[str], dict[str, int]]:
-  """Writes the union of archives and returns what to say of their baselines, and how many outcomes it has."""
-  experiment, notes = headers[0].experiment, []
+def _united(union: archives.OrbaxArchive, arguments: list[str]) -> tuple[list[str], dict[str, int]]:
+  """Appends what archives hold and returns what to say of what differs, and how many outcomes there are."""
+  notes: list[str] = []
   counts = {'outcomes': 0, 'twins': 0}
-  with archives.OrbaxArchive.open(target, experiment, headers[0].corpus) as union:
-    kept: list[Outcome] = []
-    for place, argument in enumerate(arguments):
-      with archives.OrbaxArchive.open_read_only(argument) as archive:
-        outcomes = archive.outcomes()
-        if place == 0:
-          rows: Iterator[tuple[Outcome, int]] = ((one, one.id) for one in outcomes)
-        else:
-          try:
-            found = merging.merged(kept, outcomes, experiment)
-          except ValueError as error:
-            raise UsageError(str(error)) from error
-          rows, counts['twins'] = iter(found.added), counts['twins'] + len(found.twins)
-          notes += _apart(kept, outcomes, argument)
-        for outcome, before in rows:
-          union.append(outcome, archive.arrays(before))
-          kept.append(outcome)
-    counts['outcomes'] = len(kept)
+  kept: list[Outcome] = []
+  bare: set[int] = set()  # entries of the union without parameters
+  for place, argument in enumerate(arguments):
+    with archives.OrbaxArchive.open_read_only(argument) as archive:
+      outcomes = archive.outcomes()
+      if place == 0:
+        rows: Iterator[tuple[Outcome, int]] = ((one, one.id) for one in outcomes)
+      else:
+        try:
+          found = merging.merged(kept, outcomes, union.experiment)
+        except ValueError as error:
+          raise UsageError(str(error)) from error
+        rows, counts['twins'] = iter(found.added), counts['twins'] + len(found.twins)
+        notes += _apart(kept, outcomes, argument)
+        fuller = sum(1 for twin, id in found.twins.items() if id in bare and archive.arrays(twin))
+        if fuller:
+          notes.append(
+            f'{argument}: {fuller} of what was there already have parameters here and none in the union, which keeps '
+            'what came first; name this archive first to have them'
+          )
+      for outcome, before in rows:
+        arrays = archive.arrays(before)
+        if isinstance(outcome, Entry) and not arrays:
+          bare.add(outcome.id)
+        union.append(outcome, arrays)
+        kept.append(outcome)
+  counts['outcomes'] = len(kept)
   return notes, counts
 
 

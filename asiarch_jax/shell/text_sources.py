@@ -90,6 +90,7 @@ def _files(where: str) -> tuple[str, list[epath.Path]]:
   path = epath.Path(where)
   if path.exists():
     if not path.is_dir():
+      _require_file(path)
       return _format(path) or 'text', [path]
     found = [file for file in files_under(path) if not _hidden(file.relative_to(path).parts)]
   elif re.search(r'[*?\[]', where):
@@ -103,6 +104,8 @@ def _files(where: str) -> tuple[str, list[epath.Path]]:
     raise FileNotFoundError(f'{where}: no such file or folder; give docs, a file, a folder, a glob, or hf:NAME')
   if not found:
     raise FileNotFoundError(f'{where}: no files there')
+  for file in found:
+    _require_file(file)
   by_format: dict[str, list[epath.Path]] = {}
   for file in sorted(found, key=str):
     by_format.setdefault(_format(file), []).append(file)
@@ -127,6 +130,11 @@ def files_under(folder: epath.Path) -> Iterator[epath.Path]:
       yield from files_under(path)
     else:
       yield path
+
+
+def _require_file(path: epath.Path) -> None:
+  if '://' not in str(path) and path.exists() and not pathlib.Path(path).is_file():  # epath calls a pipe a file
+    raise ValueError(f'{path} is a pipe or a device, which would be waited for; save what it gives as a file')
 
 
 def _hidden(parts: tuple[str, ...]) -> bool:

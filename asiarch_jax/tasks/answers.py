@@ -1,4 +1,4 @@
-"""Scores that every accuracy task is made of, and the checks on the sizes of a synthetic one."""
+"""Scores that every accuracy task is made of."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from asiarch_jax import config
 from asiarch_jax.batch import Batch
 
 
@@ -39,20 +38,3 @@ def padded(tokens_BL: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array, l
     jnp.pad(targets_BL, pad).astype(jnp.int32),
     jnp.pad(weights_BL, pad).astype(jnp.float32),
   )
-
-
-def require_room(tasks: config.Tasks, length: int, vocabulary: int) -> None:
-  """Refuses a synthetic task that fits neither the sequence nor the vocabulary of the model.
-
-  Raises:
-    ValueError: naming both numbers and the remedy.
-  """
-  if tasks.symbols > vocabulary:
-    raise ValueError(
-      f'tasks.symbols = {tasks.symbols} exceeds the vocabulary of {vocabulary}; '
-      'lower tasks.symbols or raise model.vocabulary'
-    )
-  if tasks.length > length:
-    raise ValueError(
-      f'tasks.length = {tasks.length} exceeds the sequence length {length}; lower it or raise training.length'
-    )

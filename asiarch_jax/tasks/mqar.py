@@ -32,19 +32,8 @@ def make(key: jax.Array, tasks: config.Tasks, batch: int, length: int, vocabular
   Raises:
     ValueError: too few symbols for distinct keys and values, or too short a sequence for the pairs and their queries.
   """
-  answers.require_room(tasks, length, vocabulary)
-  P, first_value = tasks.pairs, tasks.symbols // 2
-  if first_value - 1 < P:
-    raise ValueError(
-      f'tasks.pairs = {P} needs as many distinct keys, and tasks.symbols = {tasks.symbols} has '
-      f'{max(first_value - 1, 0)} (half of the symbols without the blank); use symbols >= {2 * P + 2}'
-    )
-  slots = (tasks.length - 2 * P) // 2  # a query is a key and the blank after it
-  if slots < P:
-    raise ValueError(
-      f'tasks.length = {tasks.length} has no room for {P} pairs and {P} queries; use tasks.length >= {4 * P}'
-    )
-  tokens_BL, targets_BL = sequences(key, batch, tasks.length, P, tasks.symbols)
+  config.require_room('mqar', tasks, length, vocabulary)
+  tokens_BL, targets_BL = sequences(key, batch, tasks.length, tasks.pairs, tasks.symbols)
   return answers.padded(tokens_BL, targets_BL, targets_BL > 0, length)
 
 

@@ -27,17 +27,8 @@ def make(key: jax.Array, tasks: config.Tasks, batch: int, length: int, vocabular
   Raises:
     ValueError: fewer than two symbols to copy from, or too short a sequence to hold the symbols and their copies.
   """
-  answers.require_room(tasks, length, vocabulary)
+  config.require_room('selective_copying', tasks, length, vocabulary)
   C, mark = tasks.copies, tasks.symbols - 1
-  if tasks.symbols < SPECIAL + 2:
-    raise ValueError(
-      f'tasks.symbols = {tasks.symbols} leaves {max(tasks.symbols - SPECIAL, 0)} to copy beside blank and mark; '
-      f'use at least {SPECIAL + 2}'
-    )
-  if tasks.length < 2 * C:
-    raise ValueError(
-      f'tasks.length = {tasks.length} cannot hold tasks.copies = {C} symbols and their copies; use at least {2 * C}'
-    )
   asked = tasks.length - C  # the first position that asks: the mark
   # One draw, cut in two: every further call of the generator costs half a second of compilation.
   uniform_BN = jax.random.uniform(key, (batch, C + asked))

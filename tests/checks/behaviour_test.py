@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from asiarch_jax import config
 from asiarch_jax.arch import contract
-from asiarch_jax.checks import behaviour, source
+from asiarch_jax.checks import behaviour, cost, source
 from tests.marks import slow_but
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -103,6 +103,29 @@ def test_growth_is_that_of_the_type_that_is_trained():
 
   spec = contract.MixerSpec(16, 2, jnp.dtype('bfloat16'))
   assert 'growth' in {finding.check for finding in failed(behaviour.gate(Mixer, spec, CHECKS))}
+
+
+def test_a_small_square_of_one_type_is_seen_beside_the_larger_sum_of_the_other():
+  class Mixer(nn.Module):
+    width: int
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BTD):
+      v_BTD = nn.Dense(self.width, dtype=self.dtype)(nn.Dense(4 * self.width, dtype=self.dtype)(x_BTD))
+      if x_BTD.dtype == jnp.bfloat16:
+        past_TT = jnp.tril(jnp.ones((x_BTD.shape[1],) * 2, x_BTD.dtype))
+        return v_BTD + jnp.einsum('ts,bs->bt', past_TT, v_BTD[..., 0])[..., None]
+      many_BTN = jnp.tile(v_BTD, 32)
+      return v_BTD + jnp.fft.irfft(jnp.fft.rfft(many_BTN, axis=1), n=x_BTD.shape[1], axis=1)[..., : self.width]
+
+  spec = contract.MixerSpec(256, 2, jnp.dtype('bfloat16'))
+  growths = {dtype: cost.growth(Mixer(256, 2, dtype), 256) for dtype in (jnp.dtype('bfloat16'), jnp.dtype('float32'))}
+  bfloat16, float32 = growths.values()
+  assert bfloat16.exponent < float32.exponent < 1.2 and float32.steepest < 1.5 < 1.9 < bfloat16.steepest
+  (finding,) = [one for one in failed(behaviour.gate(Mixer, spec, CHECKS)) if one.check == 'growth']
+  assert 'the sum does not yet show it' in finding.detail
 
 
 def test_findings_name_the_parameter_the_position_and_the_line():

@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import os
 import subprocess
 import sys
 
@@ -251,6 +252,13 @@ def test_nothing_there_is_said_so(tmp_path):
     texts(tmp_path)
   with pytest.raises(ValueError, match='belong to Hugging Face'):
     texts(tmp_path / 'a.png', split='train')
+
+
+def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path):
+  os.mkfifo(tmp_path / 'pipe.txt')
+  for where in (tmp_path / 'pipe.txt', tmp_path, tmp_path / '*.txt'):
+    with pytest.raises(ValueError, match=r'pipe\.txt is a pipe or a device'):
+      texts(where)
 
 
 def test_two_kinds_of_data_in_a_folder_are_refused(tmp_path):
