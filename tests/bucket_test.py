@@ -127,6 +127,7 @@ def test_a_corpus_in_a_bucket_is_fetched_once(server, tmp_path):
   assert not asked, 'it is here already'
 
 
+@pytest.mark.slow
 def test_what_is_read_is_what_was_written(server, tmp_path):
   code = """
 import numpy as np

@@ -53,6 +53,7 @@ def exported(smoke, tmp_path_factory):
   return folder, json.loads(process.stdout)
 
 
+@pytest.mark.slow
 def test_the_package_proves_itself_without_us(exported):
   folder, told = exported
   assert told['steps'] and told['package'] == 'gated_delta_net'

@@ -48,6 +48,7 @@ def run(tmp_path, jail, source, module):
   return result, (tmp_path / 'jobs' / job.key / 'log.txt').read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.jail
 def test_a_good_proposal_passes_the_gate(jail, tmp_path):
   source = (ROOT / 'asiarch_jax' / 'arch' / 'baselines' / 'delta_net.py').read_text()
