@@ -44,7 +44,7 @@ from asiarch_jax.records import (
   TrainSummary,
   chosen_rate,
 )
-from asiarch_jax.shell import checkpoint, jobfolder, questions, text_encoding
+from asiarch_jax.shell import checkpoint, factorisations, jobfolder, questions, text_encoding
 from asiarch_jax.shell import corpus as corpora
 from asiarch_jax.suites import settings as suites
 from asiarch_jax.tasks import TASKS
@@ -550,6 +550,7 @@ def main(_: list[str]) -> None:
   """Reads the job, runs it and writes the sealed result."""
   gc.freeze()
   gc.set_threshold(20_000, 20, 50)  # a traced program is many objects that live: looked through less often
+  factorisations.without_threads()
   job = jobfolder.read_job(_JOB.value)
   if not _COORDINATOR.value:  # where several compute together, devices are there once they have connected
     try:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import glob
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -152,7 +153,7 @@ def _environment(jail: str, cell: Cell) -> dict[str, str]:
   if settings.platform:
     # The gate runs on the processor; `worker.require_platform` sees that nothing else falls back to it.
     environment['JAX_PLATFORMS'] = ','.join(dict.fromkeys([*settings.platform.split(','), 'cpu']))
-  flags = list(settings.xla_flags)
+  flags = [*_processor_flags(), *settings.xla_flags]  # the last of two that differ holds
   if settings.host_devices > 1:
     flags.append(f'--xla_force_host_platform_device_count={settings.host_devices}')
   if flags:
@@ -162,6 +163,15 @@ def _environment(jail: str, cell: Cell) -> dict[str, str]:
       environment['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'
     environment |= {name: value for name, value in os.environ.items() if name.startswith(ACCELERATOR_VARIABLES)}
   return environment | dict(cell.pinned)
+
+
+def _processor_flags() -> tuple[str, ...]:
+  """Returns what XLA is told so that programs end on a processor, the gate's among them: one factorisation at a time.
+
+  `factorisations` says what else would wait for ever. As fast for a training of the default search.
+  """
+  version = tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2]))
+  return ('--xla_cpu_enable_concurrency_optimized_scheduler=false',) if version < (0, 12) else ()
 
 
 def _linked_packages(cell: Cell) -> pathlib.Path:

@@ -50,8 +50,11 @@ def run(tmp_path, jail, source, module):
 
 @pytest.mark.slow
 @pytest.mark.jail
-def test_a_good_proposal_passes_the_gate(jail, tmp_path):
-  source = (ROOT / 'asiarch_jax' / 'arch' / 'baselines' / 'delta_net.py').read_text()
+@pytest.mark.parametrize(
+  'path', ['asiarch_jax/arch/baselines/delta_net.py', 'tests/checks/innocent/solved_side_by_side.py']
+)
+def test_a_good_proposal_passes_the_gate(jail, tmp_path, path):
+  source = (ROOT / path).read_text()
   result, log = run(tmp_path, jail, source, 'asiarch_jax.worker')
   assert result.failure is None, (result.failure, log)
   assert result.fingerprint and all(finding.passed for finding in result.findings)

@@ -170,17 +170,23 @@ def test_as_much_of_the_log_is_kept_as_was_set(tmp_path, any_jail):
     assert kib * 1024 * 0.8 < kept <= kib * 1024 + 200
 
 
-def test_a_worker_is_told_the_platform_and_the_number_of_devices(tmp_path, any_jail):
+def test_a_worker_is_told_the_platform_and_the_number_of_devices(tmp_path, any_jail, monkeypatch):
   ask = 'import os\nraise ValueError(os.environ["JAX_PLATFORMS"] + " " + os.environ.get("XLA_FLAGS", "alone"))'
 
   def said(name, **settings):
     return local(tmp_path / name, any_jail, **settings).run(Job('m', ask, {})).failure.reason
 
+  monkeypatch.setattr(runner.sandbox.importlib.metadata, 'version', lambda _: '0.12.0.1')
   assert 'cpu alone' in said('one')
   assert 'cpu --xla_force_host_platform_device_count=3' in said('three', host_devices=3)
   told = said('told', host_devices=3, xla_flags=('--xla_a=1', '--xla_b'))
   assert 'cpu --xla_a=1 --xla_b --xla_force_host_platform_device_count=3' in told
   assert 'tpu,cpu alone' in said('tpu', platform='tpu')  # the gate runs on the processor
+  monkeypatch.setattr(runner.sandbox.importlib.metadata, 'version', lambda _: '0.11.2')
+  in_order = 'cpu --xla_cpu_enable_concurrency_optimized_scheduler=false'
+  assert in_order in said('older') and f'{in_order} --xla_a=1' in said(
+    'tpu_too', platform='tpu', xla_flags=('--xla_a=1',)
+  )
 
 
 def test_workers_that_share_an_accelerator_take_memory_as_they_need_it(tmp_path, any_jail, monkeypatch):
