@@ -12,7 +12,7 @@ import types
 import pytest
 
 from asiarch_jax import config, main, records
-from asiarch_jax.commands import claiming, registry, trials
+from asiarch_jax.commands import ablating, claiming, registry, trials
 from asiarch_jax.evidence import claims
 from asiarch_jax.shell import results
 from asiarch_jax.shell import runner as runners
@@ -450,6 +450,13 @@ def test_arms_with_repeats_pair_runs(use, tmp_path, capsys):
 def test_arms_that_are_none_are_refused(arms, said, tmp_path, capsys):
   status, _, error = run(capsys, 'arms', *CONFIG, f'--workdir={tmp_path}', f'--arms={arms}')
   assert status == 2 and said in error
+
+
+def test_a_part_without_which_training_diverges_is_told_so():
+  whole, without = samples.entry(3, seeds=8).training, samples.entry(4, seeds=8, diverged=(1, 4, 6)).training
+  row = ablating._row('norm', whole, without, '')
+  assert row.reason == '3 of 8 diverge without it' and math.isnan(row.worth)
+  assert ablating._row('norm', whole, samples.entry(4, seeds=8).training, '').reason == ''
 
 
 def test_ablation_credits_the_part_that_matters(use, tmp_path, capsys):

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from asiarch_jax.agents import genome
-from asiarch_jax.evidence import distributions, noise
-from asiarch_jax.evidence.effects import Effect, effect_of, effects, genome_of
+from asiarch_jax.evidence import claims, distributions, noise
+from asiarch_jax.evidence.effects import Z95, Effect, effect_of, effects, genome_of
 from asiarch_jax.evidence.improvement import improvement, of_differences
 from asiarch_jax.evidence.pairing import pairs
 from asiarch_jax.records import Analysis, Entry, Evidence, Outcome, TrainSummary, entries_of
@@ -24,6 +24,7 @@ from asiarch_jax.records import Analysis, Entry, Evidence, Outcome, TrainSummary
 SIBLINGS = 2  # strongest other children of the parent that an entry is compared with
 LESSONS = 6  # most that one analysis teaches
 NOTABLE = 1.1  # ratio of costs that is worth a word
+MOST_SEEDS = 100  # beyond which no number of replicas is named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -346,8 +347,14 @@ def _verdict(evidence: Evidence, other: str) -> str:
 
 
 def _interval(evidence: Evidence, pairs_told: str) -> str:
+  if math.isinf(evidence.low) and math.isinf(evidence.high):
+    return (
+      f'no interval: {pairs_told} without a measure of noise' if not evidence.dropped else f'no interval, {pairs_told}'
+    )
   if math.isinf(evidence.low):
-    return f'no interval: {pairs_told} without a measure of noise'
+    return f'at most {evidence.high:+.4f}, {pairs_told}: where it diverged it is worth less'
+  if math.isinf(evidence.high):
+    return f'at least {evidence.low:+.4f}, {pairs_told}: where the other diverged it is worth more'
   return f'interval {evidence.low:+.4f} to {evidence.high:+.4f}, {pairs_told}'
 
 
@@ -376,15 +383,21 @@ def _curves_told(relatives: Relatives, results: Comparisons) -> list[str]:
 
 def _remedy(evidence: Evidence) -> str:
   """Returns how many pairs would have been needed to see a difference of this size, if it is real."""
-  half = _half(evidence)
+  half, count = _half(evidence), evidence.replicas
   if math.isinf(half):
-    return 'At least two seeds are needed to say anything.'
+    return (
+      'More seeds would not change that while some diverge.'
+      if evidence.dropped
+      else 'At least two seeds are needed to say anything.'
+    )
   if evidence.improvement == 0.0:
     return 'It reproduces the baseline.'
-  needed = math.ceil(evidence.replicas * (half / abs(evidence.improvement)) ** 2)
-  if needed > 100:
+  quantile = distributions.t_quantile(0.975, count - 1) if count > 1 else Z95  # of one pair the floor's, which is many
+  try:
+    needed = claims.pairs_needed(abs(evidence.improvement), half / quantile * math.sqrt(count), 0.05, most=MOST_SEEDS)
+  except ValueError:
     return 'A difference this small is beyond what replicas can show.'
-  return f'If the difference is real, about {max(needed, evidence.replicas + 1)} seeds would show it.'
+  return f'If the difference is real, about {max(needed, count + 1)} seeds would show it with 80 % power.'
 
 
 def _costs(entry: Entry, other: Entry) -> str:

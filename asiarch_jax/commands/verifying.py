@@ -235,9 +235,10 @@ def _climbed(stage: Stage, name: str, below: Sequence[Outcome], folder: Any) -> 
   decided = any(event.items() >= grounds.items() for event in choices.events())
   # A choice that a kill interrupted is not made anew, and neither is one among the same candidates by the same limits.
   if not left and not decided:
+    audited = {id for event in choices.events() for id in event['audited']}
     undecided = [one for id, one in sorted(beliefs.items()) if id not in on_it]
     rng = np.random.default_rng([stage.experiment.seed, stage.experiment.training.steps, len(on_it)])
-    climb = ladder.climbers(undecided, stage.rung, before.believed, rng)
+    climb = ladder.climbers(undecided, stage.rung, before.believed, rng, climbed=len(beliefs.keys() & on_it - audited))
     chosen = {
       'promoted': [one.id for one in climb.promoted],
       'audited': [one.id for one in climb.audited],

@@ -63,14 +63,19 @@ def agreement(lower: Mapping[int, float], upper: Mapping[int, float], *, level: 
   )
 
 
-def climbers(posteriors: Sequence[Posterior], rung: config.Rung, belief: float, rng: np.random.Generator) -> Climb:
+def climbers(
+  posteriors: Sequence[Posterior], rung: config.Rung, belief: float, rng: np.random.Generator, *, climbed: int = 0
+) -> Climb:
   """Returns who climbs to `rung`: the surest, within its limits on false discoveries and on the share.
 
   The limit is `rung.share` to the power of the believed correlation: the configured share where the rungs agree
-  perfectly, everybody where they say nothing of each other. `rung.audit` more are drawn by lot from the others.
+  perfectly, everybody where they say nothing of each other. It is a share of all that were ever candidates: `climbed`
+  are on the rung already. `rung.audit` more are drawn by lot from the others.
   """
   share = rung.share ** min(max(belief, 0.0), 1.0)
-  chosen = promoted(posteriors, rate=rung.false_discoveries, most=math.ceil(share * len(posteriors)))
+  chosen = promoted(
+    posteriors, rate=rung.false_discoveries, most=max(0, math.ceil(share * (len(posteriors) + climbed)) - climbed)
+  )
   taken = {one.id for one in chosen}
   others = sorted((one for one in posteriors if one.id not in taken), key=lambda one: one.id)
   drawn = rng.choice(len(others), min(rung.audit, len(others)), replace=False) if others else ()

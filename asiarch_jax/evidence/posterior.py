@@ -47,8 +47,9 @@ PAIRED = (0.0, 0.2, 0.4, 0.6)  # share of the floor's variance that pairing by s
 SMALLEST = 1e-18  # of a variance, where all measurements agree
 TAIL = 4.0  # scale of the Cauchy prior of mu, in standard errors
 NEGLIGIBLE = 1e-6  # weight of a grid point that is left out
-MOST = 4_000  # grid points that are kept, the heaviest
-CELLS = 100_000  # grid points times candidates that are kept: fewer points where there are many candidates
+MOST = 4_000  # grid points that are kept at most
+CELLS = 200_000  # grid points times candidates that are kept: fewer points where there are many candidates
+LEAST = 100  # grid points that are kept at least where so many count
 LEARNED_FROM = 100  # candidates at most that the five are learned from, spread over all
 SWEEPS = 50  # of the least squares for candidates and seeds
 
@@ -321,9 +322,7 @@ def _beliefs(seen: _Seen, zeros: Sequence[float]) -> _Beliefs:
         log_VTPLC[at_v, at_tau, at_pi] = slab_NC.sum(0) + both_LC + prior_LC
   weight_G = np.exp(log_VTPLC - log_VTPLC.max()).ravel()
   weight_G /= weight_G.sum()
-  most = min(MOST, max(1, CELLS // count))
-  kept = np.argpartition(weight_G, -most)[-most:]
-  kept = kept[weight_G[kept] > NEGLIGIBLE]
+  kept, share_K = _thinned(weight_G, min(MOST, max(LEAST, CELLS // count)))
   at = np.unravel_index(kept, log_VTPLC.shape)
   tau_G, pi_G, centre_G = error * np.array(SPREADS)[at[1], None], np.array(zeros)[at[2], None], centre_C[at[4], None]
   luck_G = luck_VL[at[0], at[3]][:, None]
@@ -333,11 +332,25 @@ def _beliefs(seen: _Seen, zeros: Sequence[float]) -> _Beliefs:
   slab_GN = np.log1p(-pi_G) + _log_normal(y_GN - centre_G, own_GN + tau_G**2)
   share_GN = tau_G**2 / (tau_G**2 + own_GN)
   return _Beliefs(
-    weight_G[kept] / weight_G[kept].sum(),
+    share_K,
     special.expit(zero_GN - slab_GN),
     centre_G - luck_G + share_GN * (y_GN - centre_G),
     np.sqrt(share_GN * own_GN),
   )
+
+
+def _thinned(weight_G: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns at most `most` grid points that stand for all, with their weights.
+
+  Where more count, every `most`th part of the mass keeps one, by systematic sampling. The heaviest alone would be those
+  of one corner: where many candidates lie away from zero, what b is stays open, and the prior of mu prefers b far away.
+  """
+  kept = np.flatnonzero(weight_G > NEGLIGIBLE * weight_G.max())
+  mass_K = np.cumsum(weight_G[kept])
+  if len(kept) <= most:
+    return kept, weight_G[kept] / mass_K[-1]
+  drawn, times = np.unique(np.searchsorted(mass_K, mass_K[-1] * (np.arange(most) + 0.5) / most), return_counts=True)
+  return kept[drawn], times / most
 
 
 def _log_normal(x: np.ndarray, variance: np.ndarray) -> np.ndarray:

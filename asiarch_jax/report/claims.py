@@ -22,7 +22,7 @@ def claims_page(family: Family, verdicts: Sequence[Verdict]) -> RenderableType:
   head = (
     f'Family {family.number}: {len(family.entries)} entries against #{family.against} at {where}, '
     f'{family.replicas} fresh seeds, {family.windows} vault windows; chance of any false "shown" at most '
-    f'{family.error:.3g}'
+    f'{family.error:.3g} where differences are about symmetric'
   )
   if not verdicts:
     return plain(f'{head}. Registered and not finished: the same command again goes on.')
@@ -87,7 +87,7 @@ def _reach(family: Family, verdicts: Sequence[Verdict]) -> list[str]:
         needed = f'{pairs_needed(one.effect, deviation, error):,} fresh seeds'
       except ValueError:
         needed = 'over a hundred thousand fresh seeds'
-      line += f' If {one.effect:+.4f} is real, {needed} show it with 80 % power.'
+      line += f' If {one.effect:+.4f} is real, {needed} of another such entry show it with 80 % power at this error.'
     lines.append(line)
   return lines
 

@@ -300,17 +300,20 @@ def _curve(by_seed: dict[int, tuple[float, ...]], log_every: int) -> Curve | Non
 def noise_band(outcomes: Iterable[Outcome], baseline: str, level: float = 0.95) -> float | None:
   """Returns half the width of the band in which copies of the baseline would be measured; None if it is unknown.
 
-  In bits per byte, as a candidate is measured: the mean of differences paired by seed, over the baseline's seeds. The
-  deviation of one difference is pooled over all entries, each about its own mean; without any, it is sqrt(2) times the
-  noise floor of the baselines, which takes no credit for pairing.
+  In bits per byte, as a candidate is measured: the mean of differences paired by seed, over the median number of pairs
+  of candidates, since the baseline has more seeds. The deviation of one difference is pooled over all entries, each
+  about its own mean; without any, it is sqrt(2) times the noise floor of the baselines, which takes no credit for
+  pairing.
   """
   entries = entries_of(outcomes)
   base = next((entry for entry in entries if entry.proposal.name == baseline and entry.role == 'baseline'), None)
   if base is None:
     return None
-  squares, freedom = 0.0, 0
+  squares, freedom, pairs_of = 0.0, 0, []
   for entry in entries:
     differences = np.asarray(pairs(entry.training, base.training).differences) if entry is not base else np.zeros(0)
+    if len(differences) and entry.role == 'candidate':
+      pairs_of.append(len(differences))
     if len(differences) >= 2:
       squares += float(np.sum((differences - differences.mean()) ** 2))
       freedom += len(differences) - 1
@@ -319,5 +322,5 @@ def noise_band(outcomes: Iterable[Outcome], baseline: str, level: float = 0.95) 
     if found is None:
       return None
     squares, freedom = 2 * found.sd**2 * found.freedom, found.freedom
-  seeds = len(base.training.chosen)
+  seeds = float(np.median(pairs_of)) if pairs_of else len(base.training.chosen)
   return distributions.t_quantile((1 + level) / 2, freedom) * math.sqrt(squares / freedom / seeds)

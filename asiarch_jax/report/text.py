@@ -300,18 +300,31 @@ def copies(outcomes: Sequence[Outcome], experiment: Experiment) -> str:
   low, high = distributions.proportion_interval(better, len(found))
   return (
     f'{len(found)} of the measured are copies of {experiment.search.baseline} that nobody was told of: {better} '
-    f'measured better, {better / len(found):.0%} (95 % interval {low:.0%} to {high:.0%}), as designs without effect do.'
+    f'measured better, {better / len(found):.0%} (95 % interval {low:.0%} to {high:.0%}, given the replicas of the '
+    'baseline that all are compared with), as designs without effect do.'
   )
 
 
 def learned(outcomes: Sequence[Outcome], limit: int = 8) -> list[str]:
-  """Returns the newest distinct lessons of the analyses: what helps and hurts before what is unclear."""
+  """Returns the newest distinct lessons of the analyses: what helps and hurts before what is unclear.
+
+  Of one change, in either direction, the last word counts alone: what once helped may be unclear since.
+  """
   order = {'helps': 0, 'hurts': 1}
-  newest: dict[str, str] = {}
+  newest: dict[Any, str] = {}
   for entry in entries_of(outcomes):
     for lesson in entry.analysis.lessons if entry.analysis else ():
-      newest[lesson.partition(' (')[0]] = lesson
+      newest[_subject(lesson)] = lesson
   return sorted(newest.values(), key=lambda lesson: order.get(lesson.partition(':')[0], 2))[:limit]
+
+
+def _subject(lesson: str) -> Any:
+  """Returns what a lesson is about: a field with its two values in any order, or its words without the verdict."""
+  words = lesson.partition(' (')[0]
+  told = re.fullmatch(r'(?:helps|hurts|unclear): (.+?) = (.+), not (.+)', words)
+  if told:
+    return told[1], frozenset(told.group(2, 3))
+  return re.sub(r'^(helps|hurts|unclear): ', '', words)
 
 
 def as_json(outcomes: Sequence[Outcome]) -> list[dict]:

@@ -1,11 +1,14 @@
 """The measured analyst: says what the measurements show, and claims nothing on noise."""
 
 import dataclasses
+import math
 import re
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from asiarch_jax import records
 from asiarch_jax.agents import analyst, genome
 from asiarch_jax.records import from_json, to_json
 from tests import samples
@@ -160,6 +163,27 @@ def test_one_seed_is_judged_by_the_noise_of_the_baselines():
   assert '1 pair' in small.results
   alone = ANALYST(samples.entry(5, 0.5, seeds=1), (samples.baseline(seeds=1),))
   assert 'no interval: 1 pair without a measure of noise' in alone.results
+
+
+def test_a_seed_that_diverged_is_said_in_place_of_an_interval():
+  ours = samples.entry(5, 0.05, seeds=4, diverged=(2,))
+  said = ANALYST(ours, (samples.baseline(),))
+  assert (
+    'without a measure of noise' not in said.results and '3 pairs: where it diverged it is worth less' in said.results
+  )
+  everything = ' '.join((said.results, said.explanation, said.weaknesses, *said.lessons))
+  assert 'At least two seeds' not in everything
+  other = samples.baseline(seeds=4, diverged=(2,))
+  assert 'where the other diverged it is worth more' in ANALYST(samples.entry(5, 0.05), (other,)).results
+
+
+@pytest.mark.parametrize('effect, count, seeds', [(1.12, 2, 9), (2.0, 2, 5), (0.5, 2, 34), (0.5, 3, 34), (0.5, 8, 34)])
+def test_the_seeds_that_would_show_it_are_those_of_the_exact_power(effect, count, seeds):
+  half = stats.t.ppf(0.975, count - 1) / math.sqrt(count)  # differences deviate by one
+  evidence = records.Evidence(effect, effect - half, effect + half, 0.8, count)
+  assert f'about {seeds} seeds would show it with 80 % power' in analyst._remedy(evidence)
+  small = dataclasses.replace(evidence, improvement=0.01, low=0.01 - half, high=0.01 + half)
+  assert 'beyond what replicas can show' in analyst._remedy(small)
 
 
 def test_later_outcomes_are_not_looked_at():

@@ -83,7 +83,9 @@ def test_a_design_that_diverges_on_some_seeds_is_not_better_by_the_others():
   assert sound.low > 0 and sound.probability_better > 0.95
   assert unstable.dropped == 2 and unstable.low == -math.inf and unstable.probability_better == 0.5
   unlucky = improvement(with_bits([2.30, 2.32, 2.34]), with_bits([2.40, 2.41, math.nan], diverged=(2,)))
-  assert unlucky.dropped == 1 and unlucky.low > 0
+  assert unlucky.dropped == 1 and unlucky.low > 0 and unlucky.high == math.inf
+  behind = improvement(with_bits([2.50, 2.52, 2.54, 2.51]), with_bits([2.40, 2.41, 2.44, math.nan], diverged=(3,)))
+  assert behind.improvement < 0 < behind.high and behind.probability_better == 0.5, 'the other side diverged'
 
 
 def test_a_number_that_a_diverged_replica_left_is_not_used():

@@ -52,6 +52,18 @@ def test_rungs_that_agree_let_few_climb_and_others_let_all():
   assert len(climb(dataclasses.replace(RUNG, share=0.5)).promoted) == 6
 
 
+def test_the_share_is_of_all_that_were_ever_candidates():
+  """A share of those that are left let nearly everybody climb, a few at each `asiarch verify`."""
+  left, climbed = list(ROWS), 0
+  for _ in range(6):
+    found = ladder.climbers(left, RUNG, 1.0, np.random.default_rng(0), climbed=climbed)
+    climbed += len(found.promoted)
+    left = [one for one in left if one not in found.promoted]
+  assert climbed == 3
+  more = [*left, *(dataclasses.replace(one, id=one.id + 100) for one in ROWS)]
+  assert len(ladder.climbers(more, RUNG, 1.0, np.random.default_rng(0), climbed=climbed).promoted) == 3
+
+
 def test_false_discoveries_bound_the_climb_too():
   doubtful = [dataclasses.replace(one, probability_better=0.7) for one in ROWS]
   assert climb(rows=doubtful, belief=0.0).promoted == ()

@@ -72,12 +72,31 @@ SEARCHES = {  # what a search may be like
   'the baseline is half as noisy': {'candidates': 12, 'pairs': 3, 'zeros': 0.5, 'noisier': 0.5},
   'one pair each': {'candidates': 12, 'pairs': 1, 'zeros': 0.3},
   'half have fewer pairs': {'candidates': 12, 'pairs': 8, 'zeros': 0.3, 'noisier': 2.0, 'few': 2},
+  'three hundred, most worse': {'candidates': 300, 'pairs': 3, 'centre': -1.0, 'spread': 0.5},
   'halved twice': {'candidates': 12, 'pairs': 8, 'zeros': 0.3, 'noisier': 2.0, 'few': 2, 'halved': True},
 }
 
 
 def test_intervals_cover():
   assert 0.88 <= covered(15, **SEARCHES['half change nothing'])[0] <= 0.99
+
+
+@pytest.mark.slow
+def test_intervals_of_thousands_cover_where_most_are_worse():
+  """The heaviest grid points alone were those of one corner: the baseline's luck was known, and wrong (0.68)."""
+  assert covered(6, candidates=4000, pairs=3, centre=-1.0, spread=0.5)[0] >= 0.88
+
+
+def test_thinned_points_stand_for_all():
+  weight_G = np.exp(-(np.linspace(-4, 4, 10_000) ** 2) / 2)
+  weight_G /= weight_G.sum()
+  at_G = np.linspace(-4, 4, 10_000)
+  for most in (100, 20_000):
+    kept, share_K = posterior._thinned(weight_G, most)
+    assert len(kept) <= most and share_K.sum() == pytest.approx(1.0)
+    assert share_K @ at_G[kept] == pytest.approx(0.0, abs=0.01) and share_K @ at_G[kept] ** 2 == pytest.approx(
+      1.0, abs=0.02
+    )
 
 
 @functools.cache
@@ -133,7 +152,7 @@ def errors(searches, rate, **kind):
 
 def test_false_promotions_stay_within_the_rate():
   kind = {**SEARCHES['half change nothing'], 'centre': 0.0}
-  assert errors(15, 0.1, **kind)[0] <= 0.1 < errors(15, 0.4, **kind)[0]
+  assert errors(15, 0.1, **kind)[0] <= 0.1 < errors(15, 0.8, **kind)[0]
 
 
 @pytest.mark.sweep

@@ -186,6 +186,8 @@ def test_the_band_shrinks_with_the_noise_and_is_unknown_without_baseline():
   assert wide == pytest.approx(10 * narrow, rel=0.35)
   assert wide == pytest.approx(1.96 * 0.02 * math.sqrt(2 / 4), rel=0.35)
   assert series.noise_band(quiet[1:], 'delta_net') is None
+  many = (samples.baseline(noise=0.02, seeds=16), *loud[1:])
+  assert series.noise_band(many, 'delta_net') == pytest.approx(wide, rel=0.35), 'as candidates are measured, on four'
   assert series.noise_band((), 'delta_net') is None
   assert series.noise_band((samples.baseline(),), 'delta_net') > 0  # from the baseline's own replicas
   assert series.noise_band((samples.baseline(seeds=1),), 'delta_net') is None

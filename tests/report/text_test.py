@@ -128,6 +128,21 @@ def test_what_is_believed_stands_beside_what_was_measured():
   assert f'Taken together, {len(chosen)} are believed better' in said
 
 
+def test_of_a_change_in_either_direction_the_last_word_counts():
+  def taught(id, *lessons):
+    return dataclasses.replace(samples.entry(id), analysis=samples.analysis(*lessons))
+
+  outcomes = [
+    taught(3, 'helps: decay = head, not none (+0.221 ± 0.083 bits over 1 pair)', 'helps: a against b (+0.1 ± 0.05)'),
+    taught(4, 'unclear: decay = none, not head (+0.010 ± 0.050 bits over 6 pairs)', 'hurts: gate = a, not b (-0.1)'),
+  ]
+  assert text.learned(outcomes) == [
+    'helps: a against b (+0.1 ± 0.05)',
+    'hurts: gate = a, not b (-0.1)',
+    'unclear: decay = none, not head (+0.010 ± 0.050 bits over 6 pairs)',
+  ]
+
+
 def test_copies_of_the_baseline_are_told_afterwards():
   blind = dataclasses.replace(config.Experiment(), evidence=config.Evidence(placebo=1.0))
   outcomes = samples.archive(30)
@@ -137,7 +152,7 @@ def test_copies_of_the_baseline_are_told_afterwards():
   better = sum(text.verdict(outcome) == 'better' for outcome in outcomes if getattr(outcome, 'role', '') == 'candidate')
   low, high = stats.beta.ppf((0.025, 0.975), (better, better + 1), (measured - better + 1, measured - better))
   assert 0 < better < measured and f'{better} measured better' in said
-  assert f'(95 % interval {low:.0%} to {high:.0%})' in said
+  assert f'(95 % interval {low:.0%} to {high:.0%}, given the replicas' in said
   assert 'copies of' not in printed(
     text.summary(outcomes, dataclasses.replace(blind, evidence=config.Evidence(placebo=0.0)))
   )
