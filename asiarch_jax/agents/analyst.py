@@ -361,7 +361,7 @@ def _interval(evidence: Evidence, pairs_told: str) -> str:
 def _tasks_told(results: Comparisons) -> list[str]:
   said = []
   for task, evidence in results.tasks.items():
-    interval = f'{evidence.low:+.3f} to {evidence.high:+.3f}' if math.isfinite(evidence.low) else 'no interval'
+    interval = f'{evidence.low:+.3f} to {evidence.high:+.3f}' if math.isfinite(_half(evidence)) else 'no interval'
     if evidence.low > 0 or evidence.high < 0:
       said.append(f'{task}: accuracy {evidence.improvement:+.3f} against the baseline ({interval}).')
     else:
@@ -376,7 +376,7 @@ def _curves_told(relatives: Relatives, results: Comparisons) -> list[str]:
   phases = []
   for phase, evidence in (('first', results.early), ('last', results.late)):
     where = 'ahead' if evidence.low > 0 else 'behind' if evidence.high < 0 else 'not distinguishable'
-    interval = f'{evidence.low:+.4f} to {evidence.high:+.4f}' if math.isfinite(evidence.low) else 'no interval'
+    interval = f'{evidence.low:+.4f} to {evidence.high:+.4f}' if math.isfinite(_half(evidence)) else 'no interval'
     phases.append(f'{where} in the {phase} third ({evidence.improvement:+.4f} nats a token, {interval})')
   return [f'Training loss against {_name(nearest)}: {", ".join(phases)}.']
 

@@ -82,7 +82,8 @@ def effects(
   changes = _changes(entries, designs)
   if len(entries) < 2 or not changes:
     return ()
-  y_N = np.array([-np.mean(_finite(entry)) for entry in entries])
+  bits = _on_common_seeds(entries)
+  y_N = np.array([-np.mean(bits[entry.id]) for entry in entries])
   y_N -= y_N.mean()
   fields = sorted({field for field, _, _ in changes} | {field for entry in entries for field in designs[entry.id]})
   heard = [[(field, _key(designs[entry.id].get(field))) for field in fields] for entry in entries]
@@ -94,7 +95,7 @@ def effects(
     present_NL[row, [column[level] for level in values]] = 1.0
   for index, (field, before, after) in enumerate(changes):
     contrast_LE[column[field, before], index], contrast_LE[column[field, after], index] = -1.0, 1.0
-  seeds_N = np.array([len(_finite(entry)) for entry in entries], dtype=np.float64)
+  seeds_N = np.array([len(bits[entry.id]) for entry in entries], dtype=np.float64)
   kinship_NN = _kinship(entries, every)
   mean_E, deviation_E = _posterior(y_N, seeds_N, _seed_noise(entries), present_NL, kinship_NN, contrast_LE)
   rows = [
@@ -237,8 +238,18 @@ def _replicas(entry: Entry):
   return [r for r in entry.training.chosen if not r.diverged and math.isfinite(r.test_bits)]
 
 
-def _finite(entry: Entry) -> list[float]:
-  return [replica.test_bits for replica in _replicas(entry)]
+def _on_common_seeds(entries: Sequence[Entry]) -> dict[int, list[float]]:
+  """Returns test bits per byte of the replicas of each entry, of a baseline those on seeds that candidates have.
+
+  A baseline is the noise floor and has more seeds. What its others are lucky with is nobody else's luck.
+  """
+  shared = {replica.seed for entry in entries if entry.role != 'baseline' for replica in _replicas(entry)}
+  found = {}
+  for entry in entries:
+    every = _replicas(entry)
+    common = [replica for replica in every if replica.seed in shared] if entry.role == 'baseline' else []
+    found[entry.id] = [replica.test_bits for replica in common or every]
+  return found
 
 
 def _key(value: Any) -> str:

@@ -105,7 +105,12 @@ def _evidence(facts: Facts) -> list[str]:
   found, e, b = [], facts.entry.evidence, facts.believed
   if facts.entry.role != 'candidate':
     found.append(f'- A {facts.entry.role} of the search; {facts.baseline} is what all are compared with.')
-  if e is not None and math.isfinite(e.low):
+  if e is not None and math.isinf(e.low):
+    found.append(
+      f'- Measured: {e.improvement:+.4f} bits per byte over {facts.baseline}, without a lower end: '
+      + (f'{e.dropped} pairs lost a replica.' if e.dropped else f'{e.replicas} pair says nothing of noise.')
+    )
+  elif e is not None:
     found.append(
       f'- Measured: {e.improvement:+.4f} bits per byte over {facts.baseline} at matched parameters, 95 % interval '
       f'{e.low:+.4f} .. {e.high:+.4f}, {e.replicas} paired replicas. Read on windows that the search chose by.'

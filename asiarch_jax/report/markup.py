@@ -52,8 +52,13 @@ def interval(evidence: Evidence | None) -> str:
   """Returns an improvement with its interval in words."""
   if evidence is None:
     return 'an unknown number of'
-  if math.isinf(evidence.low) or math.isinf(evidence.high):
-    return f'{signed(evidence.improvement)} (interval unknown: a single pair says nothing of noise)'
+  if math.isinf(evidence.low) and math.isinf(evidence.high):
+    why = 'replicas diverged' if evidence.dropped else 'a single pair says nothing of noise'
+    return f'{signed(evidence.improvement)} (interval unknown: {why})'
+  if math.isinf(evidence.low):
+    return f'{signed(evidence.improvement)} (at most {signed(evidence.high)} at 95 %: a replica diverged)'
+  if math.isinf(evidence.high):
+    return f'{signed(evidence.improvement)} (at least {signed(evidence.low)} at 95 %: the other lost a replica)'
   return f'{signed(evidence.improvement)} (95 % interval {signed(evidence.low)} to {signed(evidence.high)})'
 
 

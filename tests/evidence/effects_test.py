@@ -54,6 +54,19 @@ def test_known_effects_are_found():
   assert {row.field for row in rows[:3]} <= {'switch_0', 'switch_1', 'decay'}
 
 
+def test_a_baseline_is_compared_on_the_seeds_that_candidates_have():
+  """Seeds of the noise floor on which every design would be much better are no news of any."""
+  outcomes = search(40, 3, {}, seeds=3)
+  base = outcomes[0].training
+  lucky = samples.baseline(fitted=False, improvement=0.5, seeds=9).training
+  more = dataclasses.replace(base, replicas=(*base.chosen[:3], *lucky.chosen[3:]))
+  alone = dataclasses.replace(base, replicas=base.chosen[:3])
+  rows = [fitted((dataclasses.replace(outcomes[0], training=t), *outcomes[1:])) for t in (more, alone)]
+  for one, other in zip(*rows, strict=True):
+    assert one.field == other.field
+    assert (one.effect, one.low) == (pytest.approx(other.effect, abs=2e-3), pytest.approx(other.low, abs=2e-3))
+
+
 def test_intervals_cover_and_never_show_the_wrong_sign():
   covered, wrong, claims = [], 0, 0
   for seed in range(1, 9):

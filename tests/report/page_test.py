@@ -358,6 +358,20 @@ def test_an_interval_without_limit_is_drawn_open_and_said(tmp_path):
   assert 'interval unknown' in ''.join(reader.text)
 
 
+@pytest.mark.parametrize(
+  'low, high, dropped, said',
+  [
+    (-math.inf, math.inf, 0, 'a single pair says nothing of noise'),
+    (-math.inf, math.inf, 2, 'interval unknown: replicas diverged'),
+    (-math.inf, 0.3, 1, '(at most +0.3000 at 95 %: a replica diverged)'),
+    (0.1, math.inf, 1, '(at least +0.1000 at 95 %: the other lost a replica)'),
+    (0.1, 0.3, 0, '(95 % interval +0.1000 to +0.3000)'),
+  ],
+)
+def test_an_end_that_is_open_says_why(low, high, dropped, said):
+  assert said in markup.interval(records.Evidence(0.2, low, high, 0.5, 3, dropped=dropped))
+
+
 @pytest.mark.slow
 def test_five_hundred_entries_are_written_in_time_and_size(tmp_path):
   outcomes = samples.archive(500, rejected=0.1)
