@@ -62,6 +62,7 @@ def test_the_package_proves_itself_without_us(exported):
   assert process.returncode == 0 and '7 passed' in process.stdout, process.stdout + process.stderr
 
 
+@pytest.mark.slow
 def test_its_tests_can_fail(exported):
   folder, _ = exported
   weights = folder / 'tests/archived.npz'
