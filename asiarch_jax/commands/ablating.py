@@ -91,12 +91,8 @@ def _row(part: str, whole: TrainSummary, without: TrainSummary | None, failure: 
   paired = pairing.pairs(whole, without)  # what stands without the part, less what stands with it
   if len(paired.differences) < 2:
     return dataclasses.replace(nothing, reason=f'{len(paired.dropped)} replicas diverged without it')
-  if pairing.lost(without):  # the pairs that are left leave out what the part is good for
-    diverged = len(paired.dropped)
-    return dataclasses.replace(
-      nothing,
-      pairs=len(paired.differences),
-      reason=f'{diverged} of {diverged + len(paired.differences)} diverge without it',
-    )
+  if gone := pairing.lost(without):  # the pairs that are left leave out what the part is good for
+    reason = f'{len(gone)} of {len(without.chosen)} diverge without it'
+    return dataclasses.replace(nothing, pairs=len(paired.differences), reason=reason)
   effect, low, high, p = claims.paired_test(paired.differences)
   return told.Part(part, effect, low, high, p, p, len(paired.differences))

@@ -40,7 +40,7 @@ def improvement(
   evidence = dataclasses.replace(evidence, dropped=len(paired.dropped))
   if lost(candidate):
     evidence = dataclasses.replace(evidence, low=-math.inf, probability_better=min(evidence.probability_better, 0.5))
-  if lost(baseline):
+  if {*lost(baseline)} & {*paired.dropped}:  # its other replicas, of the noise floor, are not compared
     evidence = dataclasses.replace(evidence, high=math.inf, probability_better=max(evidence.probability_better, 0.5))
   return evidence
 

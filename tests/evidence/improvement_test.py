@@ -86,6 +86,8 @@ def test_a_design_that_diverges_on_some_seeds_is_not_better_by_the_others():
   assert unlucky.dropped == 1 and unlucky.low > 0 and unlucky.high == math.inf
   behind = improvement(with_bits([2.50, 2.52, 2.54, 2.51]), with_bits([2.40, 2.41, 2.44, math.nan], diverged=(3,)))
   assert behind.improvement < 0 < behind.high and behind.probability_better == 0.5, 'the other side diverged'
+  elsewhere = improvement(with_bits([2.50, 2.52, 2.54]), with_bits([2.40, 2.41, 2.44, math.nan], diverged=(3,)))
+  assert elsewhere.high < 0 and elsewhere.dropped == 0, 'on a seed of the noise floor, with which none is paired'
 
 
 def test_a_number_that_a_diverged_replica_left_is_not_used():
