@@ -46,7 +46,7 @@ UNLIKE = math.log(4.0)  # standard deviation of log(w / v) over designs
 PAIRED = (0.0, 0.2, 0.4, 0.6)  # share of the floor's variance that pairing by seed takes away, equally likely
 SMALLEST = 1e-18  # of a variance, where all measurements agree
 TAIL = 4.0  # scale of the Cauchy prior of mu, in standard errors
-NEGLIGIBLE = 1e-6  # weight of a grid point that is left out
+NEGLIGIBLE = 1e-6  # weight of a grid point that is left out, to that of the heaviest
 MOST = 4_000  # grid points that are kept at most
 CELLS = 200_000  # grid points times candidates that are kept: fewer points where there are many candidates
 LEAST = 100  # grid points that are kept at least where so many count
@@ -342,7 +342,7 @@ def _beliefs(seen: _Seen, zeros: Sequence[float]) -> _Beliefs:
 def _thinned(weight_G: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns at most `most` grid points that stand for all, with their weights.
 
-  Where more count, every `most`th part of the mass keeps one, by systematic sampling. The heaviest alone would be those
+  Where more count, equal parts of the mass keep one point each, by systematic sampling. The heaviest alone would be those
   of one corner: where many candidates lie away from zero, what b is stays open, and the prior of mu prefers b far away.
   """
   kept = np.flatnonzero(weight_G > NEGLIGIBLE * weight_G.max())

@@ -168,7 +168,8 @@ def _environment(jail: str, cell: Cell) -> dict[str, str]:
 def _processor_flags() -> tuple[str, ...]:
   """Returns what XLA is told so that programs end on a processor, the gate's among them: one factorisation at a time.
 
-  `factorisations` says what else would wait for ever. As fast for a training of the default search.
+  `factorisations` says why, and has the other half; it imports JAX, which the controller must not, so the version
+  stands here, too.
   """
   version = tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2]))
   return ('--xla_cpu_enable_concurrency_optimized_scheduler=false',) if version < (0, 12) else ()
