@@ -342,8 +342,9 @@ def _beliefs(seen: _Seen, zeros: Sequence[float]) -> _Beliefs:
 def _thinned(weight_G: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns at most `most` grid points that stand for all, with their weights.
 
-  Where more count, equal parts of the mass keep one point each, by systematic sampling. The heaviest alone would be those
-  of one corner: where many candidates lie away from zero, what b is stays open, and the prior of mu prefers b far away.
+  Where more count, equal parts of the mass keep one point each, by systematic sampling. The heaviest alone would be
+  those of one corner: where many candidates lie away from zero, what b is stays open, and the prior of mu prefers b far
+  away.
   """
   kept = np.flatnonzero(weight_G > NEGLIGIBLE * weight_G.max())
   mass_K = np.cumsum(weight_G[kept])
