@@ -11,7 +11,7 @@ import subprocess
 import jax
 import pytest
 
-from asiarch_jax.shell import factorisations
+from asiarch_jax.shell import factorisations, sandbox
 from tests.cli import ROOT, asiarch
 
 # Each program of a test runs once or twice, so compiling costs more than running; without the fusion emitters, which
@@ -20,8 +20,8 @@ QUICK = (
   '--xla_backend_optimization_level=0',
   '--xla_llvm_disable_expensive_passes=true',
   '--xla_cpu_parallel_codegen_split_count=1',
-  # As workers are told: `sandbox._processor_flags`. An option that is not known ends the process.
-  *(('--xla_cpu_enable_concurrency_optimized_scheduler=false',) if jax.__version_info__ < (0, 12) else ()),
+  *sandbox.processor_flags(),
+  # An option that is not known ends the process.
   *(('--xla_cpu_use_fusion_emitters=false',) if jax.__version_info__ < (0, 11) else ()),
 )
 

@@ -153,7 +153,7 @@ def _environment(jail: str, cell: Cell) -> dict[str, str]:
   if settings.platform:
     # The gate runs on the processor; `worker.require_platform` sees that nothing else falls back to it.
     environment['JAX_PLATFORMS'] = ','.join(dict.fromkeys([*settings.platform.split(','), 'cpu']))
-  flags = [*_processor_flags(), *settings.xla_flags]  # the last of two that differ holds
+  flags = [*processor_flags(), *settings.xla_flags]  # the last of two that differ holds
   if settings.host_devices > 1:
     flags.append(f'--xla_force_host_platform_device_count={settings.host_devices}')
   if flags:
@@ -165,7 +165,7 @@ def _environment(jail: str, cell: Cell) -> dict[str, str]:
   return environment | dict(cell.pinned)
 
 
-def _processor_flags() -> tuple[str, ...]:
+def processor_flags() -> tuple[str, ...]:
   """Returns what XLA is told so that programs end on a processor, the gate's among them: one factorisation at a time.
 
   `factorisations` says why, and has the other half; it imports JAX, which the controller must not, so the version
